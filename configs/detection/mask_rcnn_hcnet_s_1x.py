@@ -1,0 +1,3 @@
+_base_ = './mask_rcnn_hcnet_t_1x.py'
+
+model = dict(backbone=dict(arch='small'), neck=dict(in_channels=[64, 192, 384, 768]))

@@ -1,0 +1,10 @@
+"""Vision backbones built on the heat equation, for OpenMMLab.
+
+Importing the package registers its models: ``type='mmhcnet.HcNet'`` then works in every
+mmpretrain, mmdet and mmseg config. It imports torch and mmengine, nothing else.
+"""
+from .config import config
+from .models import HcNet, convert_state_dict
+from .version import __version__
+
+__all__ = ['HcNet', 'config', 'convert_state_dict', '__version__']

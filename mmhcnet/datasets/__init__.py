@@ -1,0 +1,1 @@
+"""Data that comes with the package: ``mmhcnet.datasets.digits`` writes the demo set."""

@@ -1,0 +1,185 @@
+from typing import Callable, Dict, Optional, Sequence, Tuple, Union
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
+
+from mmhcnet.models.layers import Downsample, Stem
+
+Arch = Union[str, Dict[str, Sequence[int]]]
+
+
+def parse_arch(arch: Arch, zoo: Dict[str, dict]) -> dict:
+    """The settings of an architecture given by name or as a dict.
+
+    Args:
+        arch (str or dict): A key of ``zoo``, or a dict with the same keys as its entries.
+        zoo (dict): Settings by name; each has at least ``embed_dims`` and ``depths``.
+
+    Returns:
+        dict: The settings, a new dict.
+
+    Raises:
+        ValueError: Unknown name, missing or unknown keys, lists of unequal length, or numbers
+            that are not positive integers.
+    """
+    if isinstance(arch, str):
+        if arch not in zoo:
+            raise ValueError(f'arch must be one of {list(zoo)} or a dict with embed_dims and '
+                             f'depths, got {arch!r}')
+        return dict(zoo[arch])
+    if not isinstance(arch, dict):
+        raise ValueError(f'arch must be one of {list(zoo)} or a dict, got {arch!r}')
+    keys = set(next(iter(zoo.values())))
+    if set(arch) != keys:
+        raise ValueError(f'an arch dict needs exactly the keys {sorted(keys)}, '
+                         f'got {sorted(map(str, arch))}')
+    dims, depths = list(arch['embed_dims']), list(arch['depths'])
+    if not dims or len(dims) != len(depths):
+        raise ValueError('embed_dims and depths of an arch dict need one number per stage each, '
+                         f'got {len(dims)} and {len(depths)}')
+    for number in dims + depths:
+        if not isinstance(number, int) or number < 1:
+            raise ValueError('embed_dims and depths must be positive integers, '
+                             f'got {dims} and {depths}')
+    if dims[0] % 2:
+        raise ValueError(f'the first of embed_dims must be even (the stem halves it), got {dims}')
+    return dict(arch)
+
+
+class HierarchicalBackbone(BaseModule):
+    """Stem, then stages of equal blocks with a downsampling by 2 between them.
+
+    A subclass says what a block and a norm are; this class holds what all backbones share: which
+    stages are built, output norms, drop path schedule, freezing and checkpointing. Stages and
+    norms that feed no output are not built, so every parameter gets a gradient.
+
+    The output of stage i goes through ``norm{i}``; the next stage continues from the map before
+    that norm.
+
+    Args:
+        embed_dims (Sequence[int]): Channels of each stage.
+        depths (Sequence[int]): Blocks of each stage.
+        in_channels (int): Channels of the image.
+        block (Callable): ``block(channels, drop_path)`` makes one block.
+        norm (Callable): ``norm(channels)`` makes the norms of stem and downsampling.
+        out_norm (Callable): ``out_norm(channels)`` makes ``norm{i}``.
+        drop_path_rate (float): Rate of the last block; grows linearly from 0 over the depth.
+        out_indices (Sequence[int]): Stages to return, ascending.
+        frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages
+            with the downsampling into them and their norms.
+        norm_eval (bool): Keep all norm layers in eval mode during training.
+        with_cp (bool): Recompute each block in the backward pass to save memory.
+        init_cfg (dict, optional): mmengine's initialisation config.
+
+    Raises:
+        ValueError: An argument out of range.
+    """
+
+    def __init__(self,
+                 embed_dims: Sequence[int],
+                 depths: Sequence[int],
+                 in_channels: int,
+                 block: Callable[[int, float], nn.Module],
+                 norm: Callable[[int], nn.Module],
+                 out_norm: Callable[[int], nn.Module],
+                 drop_path_rate: float,
+                 out_indices: Sequence[int],
+                 frozen_stages: int,
+                 norm_eval: bool,
+                 with_cp: bool,
+                 init_cfg: Optional[dict]):
+        super().__init__(init_cfg)
+        stages = len(depths)
+        self.out_indices = self._check_out_indices(out_indices, stages)
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= stages:
+            raise ValueError(f'frozen_stages must be from -1 to {stages}, got {frozen_stages!r}')
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        self.with_cp = with_cp
+        self.min_size = 4 * 2**(stages - 1)
+
+        # The schedule spans all stages of the architecture, also those that are not built.
+        rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
+        built = self.out_indices[-1] + 1
+        self.stem = Stem(in_channels, embed_dims[0], norm)
+        self.stages = nn.ModuleList(
+            nn.ModuleList(block(dim, next(rates)) for _ in range(depth))
+            for dim, depth in zip(embed_dims[:built], depths[:built]))
+        self.downsamples = nn.ModuleList(
+            Downsample(c_in, c_out, norm)
+            for c_in, c_out in zip(embed_dims[:built - 1], embed_dims[1:built]))
+        for i in self.out_indices:
+            self.add_module(f'norm{i}', out_norm(embed_dims[i]))
+        self._freeze()
+
+    @staticmethod
+    def _check_out_indices(out_indices: Sequence[int], stages: int) -> Tuple[int, ...]:
+        legal = isinstance(out_indices, Sequence) and all(
+            isinstance(i, int) and 0 <= i < stages for i in out_indices)
+        if not legal or not out_indices or list(out_indices) != sorted(set(out_indices)):
+            raise ValueError(f'out_indices must be ascending stage numbers from 0 to {stages - 1}, '
+                             f'got {out_indices!r}')
+        return tuple(out_indices)
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """One feature map per out index.
+
+        Args:
+            x (Tensor): (B, in_channels, H, W), H and W at least 32 (for four stages).
+
+        Returns:
+            tuple[Tensor]: (B, C_i, H_i, W_i) with H_i = ceil(H / 4 / 2^i), likewise W_i.
+
+        Raises:
+            ValueError: H or W is too small.
+        """
+        if min(x.shape[2:]) < self.min_size:
+            raise ValueError(f'{type(self).__name__} needs H and W of at least {self.min_size}, '
+                             f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')
+        outs = []
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            if i > 0:
+                x = self.downsamples[i - 1](x)
+            x = self.forward_stage(stage, x)
+            if i in self.out_indices:
+                outs.append(getattr(self, f'norm{i}')(x))
+        return tuple(outs)
+
+    def forward_stage(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
+        """The blocks of a stage: (B, C, H, W) -> (B, C, H, W)."""
+        for block in stage:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+        return x
+
+    def _freeze(self) -> None:
+        if self.frozen_stages < 0:
+            return
+        frozen = [self.stem]
+        for i, stage in enumerate(self.stages[:self.frozen_stages]):
+            frozen.append(stage)
+            if i > 0:
+                frozen.append(self.downsamples[i - 1])
+            if i in self.out_indices:
+                frozen.append(getattr(self, f'norm{i}'))
+        for module in frozen:
+            module.eval()
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> 'HierarchicalBackbone':
+        """Sets the mode; frozen parts stay in eval mode. Returns self."""
+        super().train(mode)
+        self._freeze()
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, (nn.GroupNorm, nn.LayerNorm, _NormBase)):
+                    module.eval()
+        return self
