@@ -3,7 +3,10 @@
 mmengine imports ``<scope>.registry`` when it meets a dotted name, so ``type='mmhcnet.HcNet'``
 needs no ``custom_imports``.
 """
+from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhcnet.models'])
+DATA_SAMPLERS = Registry(
+    'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=['mmhcnet.engine.trial'])

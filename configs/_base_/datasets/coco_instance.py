@@ -44,7 +44,9 @@ val_dataloader = dict(
         data_prefix=dict(img='val2017/'),
         test_mode=True,
         pipeline=test_pipeline))
-# Without ann_file the metric takes the annotations of the dataset it evaluates.
-val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'], format_only=False)
+val_evaluator = dict(
+    type='CocoMetric',
+    ann_file=data_root + 'annotations/instances_val2017.json',
+    metric=['bbox', 'segm'])
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

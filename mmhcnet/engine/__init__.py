@@ -1,0 +1,1 @@
+"""What the tools share: everything between a config file and a running mmengine Runner."""

@@ -1,0 +1,80 @@
+"""Load a config as the tools do: command-line options, work directory, schedule, data check."""
+import os
+from pathlib import Path
+from typing import Iterable, Iterator, Optional, Tuple
+
+from mmengine.config import Config
+
+from .schedule import fit_schedule, run_length
+
+
+def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str]) -> Config:
+    """A config with the options of the command line merged into it.
+
+    The work directory is, in this order, ``work_dir``, the one in the config, or
+    ``work_dirs/<name of the config>``. The learning-rate schedule is fitted to ``train_cfg``
+    unless an option sets ``param_scheduler``.
+
+    Raises:
+        FileNotFoundError: No such config file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no config file '{path}'; configs of this project lie below "
+                                'configs/')
+    cfg = Config.fromfile(path)
+    planned = run_length(cfg.train_cfg) if cfg.get('train_cfg') else None
+    options = cfg_options or {}
+    cfg.merge_from_dict(options)
+    if not any(key.split('.')[0] == 'param_scheduler' for key in options):
+        fit_schedule(cfg, planned)
+    cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
+    return cfg
+
+
+def _datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
+    """The innermost datasets below wrappers such as RepeatDataset and ConcatDataset."""
+    if 'dataset' in dataset:
+        yield from _datasets(dataset['dataset'], f'{key}.dataset')
+    elif 'datasets' in dataset:
+        for i, inner in enumerate(dataset['datasets']):
+            yield from _datasets(inner, f'{key}.datasets.{i}')
+    else:
+        yield key, dataset
+
+
+def check_data(cfg: Config, splits: Iterable[str]) -> None:
+    """Make sure that the data folders exist before a model is built.
+
+    Args:
+        cfg (Config): The config; its ``data_help`` says how the data is prepared.
+        splits (Iterable[str]): Of 'train', 'val', 'test'.
+
+    Raises:
+        FileNotFoundError: A folder or annotation file is missing. The message names it, the
+            config key that points to it, and ``data_help``.
+    """
+    help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
+
+    def require(path: str, key: str) -> None:
+        if '://' not in path and not os.path.exists(path):
+            raise FileNotFoundError(
+                f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
+                f'to yours with --cfg-options {key}=...')
+
+    for split in splits:
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            continue
+        for key, dataset in _datasets(loader['dataset'], f'{split}_dataloader.dataset'):
+            root = dataset.get('data_root') or ''
+            if root:
+                require(root, f'{key}.data_root')
+            if dataset.get('ann_file'):
+                require(os.path.join(root, dataset['ann_file']), f'{key}.ann_file')
+            prefix = dataset.get('data_prefix')
+            for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
+                require(os.path.join(root, folder), f'{key}.data_prefix.{name}')
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if evaluator.get('ann_file'):
+                require(evaluator['ann_file'], f'{split}_evaluator.ann_file')

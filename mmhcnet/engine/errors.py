@@ -1,0 +1,34 @@
+import difflib
+import inspect
+import re
+import sys
+from contextlib import contextmanager
+from typing import Iterator
+
+from mmhcnet.registry import MODELS
+
+
+def explain(error: Exception) -> str:
+    """The message of an error, with the accepted names where a config has an unknown argument."""
+    text = str(error).strip() or type(error).__name__
+    match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
+    cls = MODELS.module_dict.get(match[1]) if match else None
+    if cls is None:
+        return text
+    known = list(inspect.signature(cls).parameters)
+    near = difflib.get_close_matches(match[2], known, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else '.'
+    return f"{match[1]} has no argument '{match[2]}'{hint} It takes: {', '.join(known)}"
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """End the program with one line instead of a traceback on a mistake in config or command.
+
+    Only around loading a config and building from it: there these exceptions come from what the
+    user wrote.
+    """
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f'Error: {explain(error)}')

@@ -1,0 +1,143 @@
+"""Try a config for a few iterations before a long run: ``tools/train.py CONFIG --trial N``."""
+import math
+import os
+import resource
+from typing import Iterator, Optional, Sized
+
+import torch
+from mmengine.config import Config
+from mmengine.dist import get_dist_info
+from mmengine.runner import Runner
+from mmengine.runner.checkpoint import load_checkpoint
+from torch.utils.data import Sampler
+
+from mmhcnet.registry import DATA_SAMPLERS
+
+from .schedule import RunLength, run_length, scale_schedule
+
+VAL_BATCHES = 2
+
+
+@DATA_SAMPLERS.register_module()
+class FirstSamples(Sampler):
+    """The first samples of a data set, dealt out to the ranks in turn.
+
+    Args:
+        dataset (Sized): The data set.
+        num_samples (int): How many samples, over all ranks.
+        seed (int, optional): Not used: the order is fixed. mmengine passes it to every sampler.
+    """
+
+    def __init__(self, dataset: Sized, num_samples: int, seed: Optional[int] = None):
+        rank, world_size = get_dist_info()
+        self.indices = range(rank, min(num_samples, len(dataset)), world_size)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The order does not depend on the epoch."""
+
+
+def make_trial(cfg: Config, iterations: int) -> None:
+    """Turn a config into one that trains for ``iterations``, validates on two batches and saves.
+
+    Schedules keep their shape over the shortened run. Everything is written to the folder
+    ``trial`` of the work directory, so that nothing of a real run there is touched.
+
+    Args:
+        cfg (Config): Changed in place.
+        iterations (int): At least 1.
+    """
+    if iterations < 1:
+        raise ValueError(f'--trial needs at least 1 iteration, got {iterations}')
+    length = run_length(cfg.train_cfg)
+    schedulers = cfg.get('param_scheduler')
+    if schedulers:
+        schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
+        ratio = iterations / length.number
+        # How many iterations an epoch has is not known before the data set is read; a warm-up in
+        # iterations gets a tenth of the trial in an epoch-based run.
+        warmup = max((s['end'] for s in schedulers
+                      if not s.get('by_epoch', True) and s.get('end')), default=1)
+        per_iter = iterations / (10 * warmup) if length.by_epoch else ratio
+        cfg.param_scheduler = scale_schedule(
+            schedulers, iterations, per_epoch=ratio, per_iter=per_iter, to_iters=True)
+    cfg.work_dir = os.path.join(cfg.work_dir, 'trial')
+    cfg.train_cfg = dict(
+        type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
+    cfg.log_processor = dict(by_epoch=False)
+    cfg.default_hooks.logger.interval = max(1, iterations // 10)
+    cfg.default_hooks.logger.log_metric_by_epoch = False
+    cfg.default_hooks.checkpoint = dict(
+        type='CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
+    cfg.load_from, cfg.resume = None, False
+    if cfg.get('val_dataloader'):
+        _, world_size = get_dist_info()
+        cfg.val_dataloader.sampler = dict(
+            type='mmhcnet.FirstSamples',
+            num_samples=VAL_BATCHES * cfg.val_dataloader.batch_size * world_size)
+
+
+def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
+    """What the trial tells of the whole run; reads the written checkpoint back.
+
+    Args:
+        runner (Runner): After training with the config of :func:`make_trial`.
+        planned (RunLength): Length of the whole run.
+        val_interval (int): Its epochs or iterations from one validation to the next.
+
+    Returns:
+        str: Several lines for a person.
+
+    Raises:
+        RuntimeError: The loss is not finite, or the checkpoint does not load into the model.
+    """
+    history = runner.message_hub.log_scalars
+    losses = history['train/loss'].data[0].tolist()
+    if not all(map(math.isfinite, losses)):
+        raise RuntimeError('the loss is not finite within the trial: lower the learning rate, or '
+                           'train without --amp')
+    path = runner.message_hub.get_info('last_ckpt') or os.path.join(
+        runner.work_dir, f'iter_{runner.iter}.pth')
+    load_checkpoint(runner.model, path, map_location='cpu', strict=True)
+
+    # The first iterations pay for warming up caches, and are left out where there are more.
+    times = history['train/time'].data[0].tolist()
+    times = times[min(len(times) - 1, max(1, len(times) // 5)):]
+    step = sum(times) / len(times)
+    batches = len(runner.train_dataloader)
+    steps = planned.number * (batches if planned.by_epoch else 1)
+    seconds = steps * step
+    lines = [
+        f'loss               {losses[0]:.4f} at first, {losses[-1]:.4f} at iteration {len(losses)}',
+        f'checkpoint         {path}, {os.path.getsize(path) / 2**20:.0f} MiB, read back',
+    ]
+    if 'val/time' in history:
+        rounds = planned.number // val_interval
+        loader = runner.val_dataloader
+        _, world_size = get_dist_info()
+        val_batches = math.ceil(len(loader.dataset) / loader.batch_size / world_size)
+        seconds += rounds * val_batches * history['val/time'].mean()
+        metrics = {key[4:]: history[key].current() for key in history
+                   if key.startswith('val/') and not key.endswith('time')}
+        shown = ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
+        lines.append(f'validation         ran on the first {VAL_BATCHES} batches ({shown or "ok"})')
+    if torch.cuda.is_available():
+        lines.append(f'peak memory        {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB '
+                     'on the GPU')
+    # Linux counts in KiB.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines.append(f'peak memory        {peak:.2f} GiB in this process')
+    lines.append(f'time               {step:.3f} s per iteration; the whole run of {planned} '
+                 f'({steps} iterations, validations included) takes about {_duration(seconds)}')
+    return '\n'.join(lines)
+
+
+def _duration(seconds: float) -> str:
+    days, rest = divmod(int(seconds), 86400)
+    hours, rest = divmod(rest, 3600)
+    return (f'{days} d ' if days else '') + f'{hours} h {rest // 60:02d} min'

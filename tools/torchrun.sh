@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Start SCRIPT (train.py or test.py beside this file) in N processes; dist_train.sh and
+# dist_test.sh call this.
+#   tools/torchrun.sh SCRIPT N ARGS...
+# Several machines: run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
+set -euo pipefail
+SCRIPT=$1
+N=$2
+shift 2
+
+"${PYTHON:-python}" -m torch.distributed.run \
+    --nnodes="${NNODES:-1}" \
+    --node_rank="${NODE_RANK:-0}" \
+    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
+    --master_port="${PORT:-29500}" \
+    --nproc_per_node="$N" \
+    "$(dirname "$0")/$SCRIPT" "$@" --launcher pytorch
