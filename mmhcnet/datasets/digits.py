@@ -11,10 +11,10 @@ of Handwritten Digits"). :func:`write_digits` writes them as three standard layo
     digits.json                                                    version, parameters, sha256
 
 The pixels are the same bits on every machine: the numbers come from ``RandomState.random_sample``,
-``randint`` and ``permutation``, whose streams NumPy has frozen, and all arithmetic is on integers or
-elementwise float64 (+, -, *, /, floor, rint, min, max), where IEEE 754 leaves no freedom. Float sums,
-BLAS, transcendental functions and image libraries do leave some and are not used; nor is
-``RandomState.uniform``, whose C code may be compiled to a fused multiply-add.
+``randint`` and ``permutation``, whose streams NumPy has frozen, and all arithmetic is on integers
+or elementwise float64 (+, -, *, /, floor, rint, min, max), where IEEE 754 leaves no freedom. Sums
+over float arrays, BLAS, transcendental functions and image libraries do leave some and are not
+used; nor is ``RandomState.uniform``, whose C code may be compiled to a fused multiply-add.
 """
 
 import hashlib
@@ -175,11 +175,17 @@ def make_background(rng, size):
 
 
 def _draw_colour(rng, patch):
-    """Draw a colour that stands out from a patch (h, w, 3) float64: (3,) float64.
+    """Draw a colour that stands out from the patch it is to be painted on.
 
-    The drawn least distance sets the contrast; at most one pixel in 20 may be nearer than that,
-    whether it belongs to the background or to a digit below. If 50 colours fail, the best one is
-    taken.
+    At most one pixel in 20, of the background or of a digit below, may be nearer to the colour than
+    a drawn least distance. If 50 colours fail, the best of them is taken.
+
+    Args:
+        rng (RandomState): Source of all draws.
+        patch (ndarray): (h, w, 3) float64 in [0, 255].
+
+    Returns:
+        ndarray: (3,) float64 in [0, 255].
     """
     least = _between(rng, 40, 90)
     best, best_near = None, patch.size
@@ -249,15 +255,15 @@ def _place(rng, glyph, masks, full_areas, heights, min_visible):
                      f'in an image of {size}: give fewer or smaller glyphs, or a larger image')
 
 
-def draw_digit(labels, sources, glyphs, seed, split, index):
+def draw_digit(glyphs, labels, sources, seed, split, index):
     """Draw one image of the classification layout.
 
     Classes take turns, and within a class the source digits do.
 
     Args:
-        labels (ndarray): (N,) int64, 0..9, of all source digits.
-        sources (ndarray): (n,) int64, the source digits of this split.
-        glyphs (ndarray): (N, 8, 8) uint8, ink 0..16, of all source digits.
+        glyphs (ndarray): (N, 8, 8) uint8, ink 0..16, all source digits.
+        labels (ndarray): (N,) int64, 0..9, their classes.
+        sources (ndarray): (n,) int64, the indices of this split.
         seed (int): Seed of the data set.
         split (int): 0 training, 1 validation.
         index (int): Number of the image; it alone decides the draw, so a smaller set is a prefix.
@@ -269,14 +275,14 @@ def draw_digit(labels, sources, glyphs, seed, split, index):
     of_class = sources[labels[sources] == digit]
     source = of_class[turn % len(of_class)]
     rng = np.random.RandomState([seed, 1, split, index])
-    image, _ = compose_scene(rng, glyphs[[source]], size=32, heights=(18, 28))
+    image, _ = compose_scene(rng, glyphs[[source]], size=32, heights=(24, 30))
     return image, digit
 
 
-def draw_scene(labels, sources, glyphs, seed, split, index):
+def draw_scene(glyphs, labels, sources, seed, split, index):
     """Draw one image of the detection and segmentation layouts, with 2 to 6 digits.
 
-    Args: as :func:`draw_digit`.
+    The arguments are those of :func:`draw_digit`.
 
     Returns:
         tuple: image (128, 128, 3) uint8, RGB; masks (n, 128, 128) bool, pairwise disjoint; labels
@@ -352,8 +358,8 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
         if found is None:
             raise FileExistsError(
                 f'{out} exists and is not the complete digits data set of version {VERSION}, seed '
-                f'{seed}, {images} images and {scenes} scenes: move it away or delete it, or choose '
-                'another folder')
+                f'{seed}, {images} images and {scenes} scenes: move it away or delete it, or '
+                'choose another folder')
         print(f'{out} already holds this data set; nothing to do')
         return found
 
@@ -362,13 +368,13 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
     glyphs, labels = load_glyphs()
     digest = hashlib.sha256()
     out.parent.mkdir(parents=True, exist_ok=True)
-    # the temporary folder is only for its owner to read; the data set inside it is not
+    # inside the temporary folder, not the folder itself: that one is readable by its owner only
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as temporary:
         root = Path(temporary, out.name)
         root.mkdir()
-        with tqdm(total=sum(images) + sum(scenes), desc=str(out), unit='image') as progress:
+        with tqdm(total=sum(images) + sum(scenes), desc=str(out), mininterval=1) as progress:
             for split, sources in enumerate(split_sources(labels, seed)):
-                draw = (labels, sources, glyphs, seed, split)
+                draw = (glyphs, labels, sources, seed, split)
                 _write_classification(root, draw, images[split], digest, progress)
                 _write_scenes(root, draw, scenes[split], digest, progress)
         record['sha256'] = digest.hexdigest()

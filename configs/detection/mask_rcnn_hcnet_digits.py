@@ -1,0 +1,25 @@
+# A small Mask R-CNN on the embedded digit scenes, for 2 CPU cores.
+_base_ = [
+    '../_base_/models/mask_rcnn_fpn.py',
+    '../_base_/datasets/digits_instance.py',
+    '../_base_/schedules/digits.py',
+    '../_base_/runtime/mmdet.py',
+]
+
+model = dict(
+    data_preprocessor=dict(mean=[127.5] * 3, std=[60.] * 3),
+    backbone=dict(
+        type='mmhcnet.HcNet', arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1])),
+    neck=dict(in_channels=[32, 64, 96, 128], out_channels=64),
+    # Anchors of 16 to 256 pixels: the scenes have 128.
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2, num_classes=10)),
+    train_cfg=dict(
+        rpn=dict(sampler=dict(num=64)),
+        rpn_proposal=dict(nms_pre=500, max_per_img=200),
+        rcnn=dict(sampler=dict(num=64))),
+    test_cfg=dict(rpn=dict(nms_pre=200, max_per_img=100), rcnn=dict(max_per_img=20)))

@@ -1,0 +1,14 @@
+# A small UperNet on the embedded digit scenes, for 2 CPU cores.
+_base_ = [
+    '../_base_/models/upernet.py',
+    '../_base_/datasets/digits_semantic.py',
+    '../_base_/schedules/digits_iters.py',
+    '../_base_/runtime/mmseg.py',
+]
+
+model = dict(
+    data_preprocessor=dict(mean=[127.5] * 3, std=[60.] * 3, size=(128, 128)),
+    backbone=dict(
+        type='mmhcnet.HcNet', arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1])),
+    decode_head=dict(in_channels=[32, 64, 96, 128], channels=64, num_classes=11),
+    auxiliary_head=dict(in_channels=96, channels=32, num_classes=11))

@@ -1,0 +1,252 @@
+"""Every config under configs/: it loads, says what the recipe says, builds, trains and predicts."""
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.dataset import default_collate, pseudo_collate
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+import mmhcnet
+from mmhcnet.datasets.digits import write_digits
+from mmhcnet.engine.config import load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
+LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob('*.py')
+                if '_base_' not in p.parts)
+PAPER = [name for name in LEAVES if 'digits' not in name]
+# Drop path and channels of each size.
+SIZES = dict(t=('tiny', [64, 128, 320, 512]), s=('small', [64, 192, 384, 768]),
+             b=('base', [96, 192, 384, 768]))
+
+
+def named(folder, pattern):
+    return [(f'{folder}/{pattern.format(size)}', size) for size in SIZES]
+
+
+@pytest.fixture(scope='module')
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data') / 'digits'
+    write_digits(folder, images=(20, 10), scenes=(4, 2))
+    return folder
+
+
+def load(name):
+    cfg = Config.fromfile(CONFIGS / name)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def point_to(cfg, digits):
+    """Let the data loaders of a config read the digits, which have the same layouts."""
+    folder = dict(mmpretrain='classification', mmdet='detection', mmseg='segmentation')
+    for split in ('train', 'val'):
+        dataset = cfg[f'{split}_dataloader'].dataset
+        dataset.data_root = str(digits / folder[cfg.default_scope])
+        if cfg.default_scope == 'mmpretrain':
+            dataset.update(type='CustomDataset', data_prefix=split)
+            dataset.pop('split', None)
+        elif cfg.default_scope == 'mmdet':
+            dataset.metainfo = dict(classes=tuple('0123456789'))
+        else:
+            dataset.img_suffix = '.png'
+
+
+def test_there_are_configs_for_all_three_tasks():
+    expected = {f'classification/hcnet_{s}_in1k.py' for s in SIZES}
+    expected |= {f'detection/mask_rcnn_hcnet_{s}_{x}.py' for s in SIZES for x in ('1x', '3x')}
+    expected |= {f'segmentation/upernet_hcnet_{s}_160k_ade20k.py' for s in SIZES}
+    expected |= {'classification/hcnet_digits.py', 'detection/mask_rcnn_hcnet_digits.py',
+                 'segmentation/upernet_hcnet_digits.py'}
+    assert expected <= set(LEAVES)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_found_by_mmhcnet_config(name):
+    assert Path(mmhcnet.config(name)) == CONFIGS / name
+
+
+def test_unknown_config_lists_those_there_are():
+    with pytest.raises(FileNotFoundError, match='detection/mask_rcnn_hcnet_t_1x.py'):
+        mmhcnet.config('detection/mask_rcnn_hcnet_t_2x.py')
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_channels_of_heads_fit_the_backbone(name):
+    cfg = load(name)
+    with torch.device('meta'):
+        backbone = MODELS.build(cfg.model.backbone)
+    channels = [getattr(backbone, f'norm{i}').num_channels for i in backbone.out_indices]
+    if cfg.default_scope == 'mmpretrain':
+        assert [cfg.model.head.in_channels] == channels
+    elif cfg.default_scope == 'mmdet':
+        assert cfg.model.neck.in_channels == channels
+    else:
+        assert cfg.model.decode_head.in_channels == channels
+        assert cfg.model.auxiliary_head.in_channels == channels[2]
+
+
+@pytest.mark.parametrize('name, size', named('classification', 'hcnet_{}_in1k.py'))
+def test_imagenet_recipe(name, size):
+    cfg = load(name)
+    backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
+    assert backbone.arch == SIZES[size][0]
+    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5)[size]
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
+    assert cfg.train_cfg.max_epochs == 300
+    warmup, cosine = cfg.param_scheduler
+    assert (warmup.type, warmup.begin, warmup.end) == ('LinearLR', 0, 20)
+    assert (cosine.type, cosine.begin, cosine.end) == ('CosineAnnealingLR', 20, 300)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 256
+    steps = {t['type']: t for t in cfg.train_dataloader.dataset.pipeline}
+    assert steps['RandomResizedCrop']['scale'] == 224
+    assert steps['RandomResizedCrop']['interpolation'] == 'bicubic'
+    rand_augment = steps['RandAugment']
+    assert rand_augment['policies'] == 'timm_increasing'
+    assert (rand_augment['magnitude_level'], rand_augment['magnitude_std']) == (9, 0.5)
+    assert steps['RandomErasing']['erase_prob'] == 0.25
+    assert [(a.type, a.alpha) for a in cfg.model.train_cfg.augments] == [
+        ('Mixup', 0.8), ('CutMix', 1.0)]
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    steps = {t['type']: t for t in cfg.val_dataloader.dataset.pipeline}
+    assert (steps['ResizeEdge']['scale'], steps['ResizeEdge']['edge']) == (256, 'short')
+    assert steps['ResizeEdge']['interpolation'] == 'bicubic'
+    assert steps['CenterCrop']['crop_size'] == 224
+
+
+@pytest.mark.parametrize('length, epochs, milestones', [('1x', 12, [8, 11]), ('3x', 36, [27, 33])])
+@pytest.mark.parametrize('size', SIZES)
+def test_coco_recipe(size, length, epochs, milestones):
+    cfg = load(f'detection/mask_rcnn_hcnet_{size}_{length}.py')
+    optimizer = cfg.optim_wrapper.optimizer
+    assert cfg.model.backbone.arch == SIZES[size][0]
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    warmup, steps = cfg.param_scheduler
+    assert (warmup.by_epoch, warmup.end) == (False, 1000)
+    assert (steps.milestones, steps.gamma, steps.end) == (milestones, 0.1, epochs)
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    if length == '1x':
+        assert [t.scale for t in pipeline if t.type == 'Resize'] == [(1333, 800)]
+    else:
+        plain, cropped = [t for t in pipeline if t.type == 'RandomChoice'][0].transforms
+        assert [s[0] for s in plain[0].scales] == list(range(480, 801, 32))
+        assert [t.type for t in cropped] == [
+            'RandomChoiceResize', 'RandomCrop', 'RandomChoiceResize']
+
+
+@pytest.mark.parametrize('name, size', named('segmentation', 'upernet_hcnet_{}_160k_ade20k.py'))
+def test_ade20k_recipe(name, size):
+    cfg = load(name)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == (SIZES[size][0], 0.3)
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
+    warmup, poly = cfg.param_scheduler
+    assert (warmup.end, poly.type, poly.begin, poly.end) == (1500, 'PolyLR', 1500, 160000)
+    assert cfg.train_cfg.max_iters == 160000
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+    crop = [t for t in cfg.train_dataloader.dataset.pipeline if t.type == 'RandomCrop'][0]
+    assert crop.crop_size == cfg.model.data_preprocessor.size == (512, 512)
+    head = cfg.model.auxiliary_head
+    assert (head.type, head.in_index, head.loss_decode.loss_weight) == ('FCNHead', 2, 0.4)
+    scales, flips = cfg.tta_pipeline[1].transforms[:2]
+    assert [t.scale_factor for t in scales] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    assert [t.prob for t in flips] == [0., 1.]
+
+
+@pytest.mark.parametrize('name', LEAVES)
+@pytest.mark.parametrize('k', ['input_dependent', 'learnable'])
+def test_what_weight_decay_applies_to(name, k):
+    cfg = load(name)
+    cfg.model.backbone.update(k=k, arch=dict(
+        cfg.model.backbone.arch if isinstance(cfg.model.backbone.arch, dict) else {},
+        embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]))
+    backbone = MODELS.build(cfg.model.backbone)
+    wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
+    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
+             for p in group['params']}
+    seen = set()
+    for module_name, module in backbone.named_modules():
+        for leaf, parameter in module.named_parameters(recurse=False):
+            full = f'{module_name}.{leaf}'
+            free = isinstance(module, torch.nn.GroupNorm) or full.endswith(
+                ('conduction.w', 'conduction.k'))
+            if leaf == 'bias' and cfg.default_scope == 'mmpretrain' and name in PAPER:
+                free = True
+            seen.add(leaf)
+            assert (decay[id(parameter)] == 0) == free, full
+    assert seen == {'weight', 'bias', 'w'} | ({'k'} if k == 'learnable' else set())
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_pipelines_read_the_data(name, digits):
+    cfg = load(name)
+    point_to(cfg, digits)
+    for split in ('train', 'val'):
+        dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+        assert len(dataset) > 0
+        sample = dataset[0]
+        assert sample['inputs'].dtype == torch.uint8
+        if name in PAPER and cfg.default_scope == 'mmpretrain':
+            assert sample['inputs'].shape == (3, 224, 224)
+        elif name in PAPER and cfg.default_scope == 'mmseg' and split == 'train':
+            assert sample['inputs'].shape == (3, 512, 512)
+            assert sample['data_samples'].gt_sem_seg.data.shape == (1, 512, 512)
+        elif cfg.default_scope == 'mmdet':
+            truth = sample['data_samples'].gt_instances
+            assert len(truth.masks) == len(truth.bboxes) == len(truth.labels)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_trains_one_step_and_predicts(name, digits):
+    cfg = load(name)
+    # One block a stage, but the channels as they are: so the heads are those of the config.
+    arch = cfg.model.backbone.arch
+    dims = arch['embed_dims'] if isinstance(arch, dict) else {
+        full: channels for full, channels in SIZES.values()}[arch]
+    cfg.model.backbone.arch = dict(embed_dims=dims, depths=[1, 1, 1, 1])
+    if 'data_preprocessor' in cfg and 'data_preprocessor' not in cfg.model:
+        cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
+    # The digits' own pipelines: small images, to which every model must be able to reduce.
+    small = load({'mmpretrain': 'classification/hcnet_digits.py',
+                  'mmdet': 'detection/mask_rcnn_hcnet_digits.py',
+                  'mmseg': 'segmentation/upernet_hcnet_digits.py'}[cfg.default_scope])
+    point_to(small, digits)
+    if cfg.default_scope == 'mmseg':
+        cfg.model.data_preprocessor.size = (128, 128)
+        for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
+            head.norm_cfg = dict(type='BN')
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model.train()
+    collate = default_collate if cfg.default_scope == 'mmpretrain' else pseudo_collate
+    train = DATASETS.build(small.train_dataloader.dataset)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    # The rate before any warm-up would throw a fresh model off.
+    before = {n: p.detach().clone() for n, p in model.backbone.named_parameters()}
+    log = model.train_step(collate([train[0], train[1]]), wrapper)
+    assert all(value.isfinite().all() for value in log.values())
+    assert any(not torch.equal(before[n], p) for n, p in model.backbone.named_parameters())
+    model.eval()
+    val = DATASETS.build(small.val_dataloader.dataset)
+    with torch.no_grad():
+        results = model.test_step(collate([val[0], val[1]]))
+    assert len(results) == 2
+    for result in results:
+        if cfg.default_scope == 'mmpretrain':
+            assert result.pred_score.shape == (cfg.model.head.num_classes, )
+        elif cfg.default_scope == 'mmdet':
+            found = result.pred_instances
+            assert found.masks.shape == (len(found.bboxes), 128, 128)
+        else:
+            assert result.pred_sem_seg.data.shape == (1, 128, 128)
+
+
+@pytest.mark.parametrize('name', LEAVES)
+def test_as_the_tools_load_it(name):
+    cfg = load_config(str(CONFIGS / name), None, None)
+    assert cfg.param_scheduler == Config.fromfile(CONFIGS / name).param_scheduler
+    assert cfg.work_dir == f'work_dirs/{Path(name).stem}'

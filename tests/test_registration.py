@@ -1,0 +1,26 @@
+"""The backbone by name, from every OpenMMLab scope, and what importing mmhcnet costs."""
+import subprocess
+import sys
+
+import pytest
+
+SMALL = "dict(embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1])"
+
+
+@pytest.mark.parametrize('package', ['mmpretrain', 'mmdet', 'mmseg', 'mmengine'])
+def test_found_by_dotted_name_without_an_import(package):
+    # A process of its own: here mmhcnet is imported already.
+    code = (f'from {package}.registry import MODELS\n'
+            f"print(type(MODELS.build(dict(type='mmhcnet.HcNet', arch={SMALL}))).__name__)")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ['HcNet'], done.stderr
+
+
+def test_importing_needs_torch_and_mmengine_only():
+    code = ("import sys\n"
+            "for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm', 'sklearn', 'scipy'):\n"
+            "    sys.modules[name] = None\n"
+            "import mmhcnet, mmhcnet.registry\n"
+            "print(mmhcnet.HcNet.__name__)")
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout.split()[-1:] == ['HcNet'], done.stderr

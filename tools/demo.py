@@ -1,0 +1,174 @@
+"""Train and test HcNet in all three tasks on the embedded digits; a table and three pictures."""
+import argparse
+import colorsys
+import json
+import pickle
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Dict, List, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+TOOLS = Path(__file__).resolve().parent
+CONFIGS = TOOLS.parent / 'configs'
+TILE, GAP = 256, 6
+# One colour per digit.
+COLOURS = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(d / 10, 0.75, 1)) for d in range(10)]
+FONT = ImageFont.load_default(20)
+
+
+class Task(NamedTuple):
+    """What to run and to show: config, metrics (key in the log, name in the table), pictures."""
+    name: str
+    config: str
+    metrics: Dict[str, str]
+    out: str
+    tiles: Callable[[Path], List[Image.Image]]
+
+
+def load_tile(path: str) -> Image.Image:
+    return Image.open(path).convert('RGB').resize((TILE, TILE), Image.Resampling.BICUBIC)
+
+
+def label(tile: Image.Image, xy, text: str, colour) -> None:
+    draw = ImageDraw.Draw(tile)
+    left, top, right, bottom = draw.textbbox(xy, text, font=FONT)
+    # Inside the picture, also for a box at its border.
+    dx, dy = min(0, TILE - right - 4), min(0, TILE - bottom - 4)
+    draw.rectangle((left + dx - 3, top + dy - 3, right + dx + 3, bottom + dy + 3), fill='black')
+    draw.text((xy[0] + dx, xy[1] + dy), text, fill=colour, font=FONT)
+
+
+def classified(out: Path) -> List[Image.Image]:
+    tiles = []
+    results = pickle.loads(out.read_bytes())
+    for result in results[::len(results) // 12][:12]:
+        tile = load_tile(result['img_path'])
+        digit = int(result['pred_label'])
+        right = digit == int(result['gt_label'])
+        label(tile, (8, 6), f'{digit}  {100 * float(result["pred_score"][digit]):.0f} %',
+              'white' if right else 'red')
+        tiles.append(tile)
+    return tiles
+
+
+def detected(out: Path) -> List[Image.Image]:
+    from pycocotools import mask as coco_mask
+    tiles = []
+    for result in pickle.loads(out.read_bytes())[:8]:
+        found = result['pred_instances']
+        tile = load_tile(result['img_path'])
+        scale = TILE / result['ori_shape'][1]
+        kept = [i for i in range(len(found['scores'])) if found['scores'][i] > 0.5]
+        for i in kept:
+            mask = Image.fromarray(coco_mask.decode(found['masks'][i]) * 140)
+            tile.paste(COLOURS[int(found['labels'][i])], mask=mask.resize(tile.size))
+        for i in kept:
+            box = [scale * float(v) for v in found['bboxes'][i]]
+            digit = int(found['labels'][i])
+            ImageDraw.Draw(tile).rectangle(box, outline=COLOURS[digit], width=2)
+            label(tile, (max(box[0], 3), max(box[1] - 22, 3)),
+                  f'{digit} {float(found["scores"][i]):.2f}', COLOURS[digit])
+        tiles.append(tile)
+    return tiles
+
+
+def segmented(out: Path) -> List[Image.Image]:
+    tiles = []
+    palette = np.array([(0, 0, 0), *COLOURS], dtype=np.uint8)
+    for path in sorted(out.glob('*.png'))[:8]:
+        tile = load_tile(Path('data/digits/segmentation/images/validation') / path.name)
+        labels = np.asarray(Image.open(path))
+        paint = Image.fromarray(palette[labels]).resize(tile.size, Image.Resampling.NEAREST)
+        mask = Image.fromarray((labels > 0).astype(np.uint8) * 190)
+        tile.paste(paint, mask=mask.resize(tile.size, Image.Resampling.NEAREST))
+        for digit in range(10):
+            rows, columns = np.nonzero(labels == digit + 1)
+            # Specks get no number.
+            if len(rows) > 40:
+                scale = TILE / labels.shape[0]
+                label(tile, (scale * columns.min(), scale * rows.min()), str(digit),
+                      COLOURS[digit])
+        tiles.append(tile)
+    return tiles
+
+
+TASKS = [
+    Task('classification', 'classification/hcnet_digits.py',
+         {'accuracy/top1': 'top-1 (%)'}, 'predictions.pkl', classified),
+    Task('detection', 'detection/mask_rcnn_hcnet_digits.py',
+         {'coco/bbox_mAP': 'box mAP', 'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP': 'mask mAP'},
+         'predictions.pkl', detected),
+    Task('segmentation', 'segmentation/upernet_hcnet_digits.py',
+         {'mIoU': 'mIoU (%)'}, 'label_maps', segmented),
+]
+
+
+def run(title: str, log: Path, *command) -> None:
+    """Run one of the tools; its progress is shown, everything goes to the log file."""
+    print(f'\n== {title}\n   {" ".join(map(str, command))}\n   log: {log}', flush=True)
+    start = time.time()
+    with open(log, 'w') as file, subprocess.Popen(
+            [sys.executable, *map(str, command)], stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True) as process:
+        for line in process.stdout:
+            file.write(line)
+            progress = re.search(r'(Epoch|Iter)\((train|val|test)\).*', line)
+            if progress:
+                print(f'   {progress[0][:150]}', flush=True)
+    if process.returncode:
+        sys.exit(f'{title} failed; the end of {log}:\n\n{log.read_text()[-2000:]}')
+    print(f'   {time.time() - start:.0f} s', flush=True)
+
+
+def sheet(tiles: List[Image.Image]) -> Image.Image:
+    rows = -(-len(tiles) // 4)
+    canvas = Image.new('RGB', (4 * (TILE + GAP) + GAP, rows * (TILE + GAP) + GAP), 'white')
+    for i, tile in enumerate(tiles):
+        canvas.paste(tile, (GAP + i % 4 * (TILE + GAP), GAP + i // 4 * (TILE + GAP)))
+    return canvas
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
+                        help='folder for checkpoints, logs and pictures (default: %(default)s)')
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    start = time.time()
+    subprocess.run([sys.executable, TOOLS / 'dataset_converters' / 'make_digits.py'], check=True)
+
+    rows = []
+    for task in TASKS:
+        folder = args.work_dir / task.name
+        folder.mkdir(exist_ok=True)
+        config = CONFIGS / task.config
+        began = time.time()
+        run(f'{task.name}: training', folder / 'train.txt',
+            TOOLS / 'train.py', config, '--work-dir', folder, '--no-validate')
+        seconds = time.time() - began
+        out = folder / task.out
+        run(f'{task.name}: testing', folder / 'test.txt',
+            TOOLS / 'test.py', config, (folder / 'last_checkpoint').read_text(),
+            '--work-dir', folder / 'test', '--out', out)
+        newest = max((folder / 'test').glob('*/*.json'), key=lambda p: p.stat().st_mtime)
+        metrics = json.loads(newest.read_text())
+        picture = args.work_dir / f'{task.name}.png'
+        sheet(task.tiles(out)).save(picture)
+        for key, name in task.metrics.items():
+            rows.append((task.name, name, f'{metrics[key]:.3g}', f'{seconds:.0f} s', str(picture)))
+
+    header = ('task', 'metric', 'value', 'training', 'picture')
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    print()
+    for row in [header, tuple('-' * w for w in widths), *rows]:
+        print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
+    print(f'\nHcNet on the embedded digits, val split: {time.time() - start:.0f} s in total')
+
+
+if __name__ == '__main__':
+    main()
