@@ -165,7 +165,7 @@ def test_too_little_disk(module, monkeypatch, tmp_path):
         return SimpleNamespace(free=5e9)
 
     monkeypatch.setattr(module.shutil, 'disk_usage', disk_usage)
-    with pytest.raises(module.SetupError, match=r'has 5\.0 GB.*make test VENV='):
+    with pytest.raises(module.SetupError, match=r'there are 5\.0 GB.*make test VENV='):
         module.check_disk(str(venv))
     assert asked == [str(tmp_path)]
 
@@ -229,7 +229,8 @@ def test_make_says_when_no_python_fits(tmp_path):
     assert 'No Python 3.10, 3.11 or 3.12 was found' in result.stderr
 
 
-@pytest.mark.parametrize('target, command', [('test', '-m pytest tests'), ('demo', 'tools/demo.py')])
+@pytest.mark.parametrize('target, command', [
+    ('test', '-m pytest tests'), ('demo', 'tools/demo.py')])
 def test_make_runs_in_the_environment(tmp_path, target, command):
     """A setting that makes other packages visible must not reach it."""
     fake_python(tmp_path / 'bin', 'python', 'test -z "$PYTHONPATH" && echo "ran $@"')
@@ -268,6 +269,7 @@ class FakeSteps:
         yield
 
     def run(self, command, cure, **env):
+        assert os.path.isdir(self.env['TMPDIR'])
         self.commands.append(' '.join(command))
         if self.fails(self.commands[-1]):
             raise self.module.StepError(cure)
@@ -329,6 +331,14 @@ def test_environment_without_pip_is_made_anew(module, monkeypatch, ready):
     monkeypatch.setattr(module, 'has_pip', lambda venv: False)
     assert any('-m venv' in command for command in set_up(module, monkeypatch, ready).commands)
     assert not (Path(ready) / 'lib').exists()
+
+
+@pytest.mark.parametrize('free, option', [(13e9, ['--no-cache-dir']), (20e9, [])])
+def test_scarce_disk_is_not_shared_with_a_cache(module, monkeypatch, ready, free, option):
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free))
+    torch = next(command.split() for command in set_up(module, monkeypatch, ready).commands
+                 if 'torch.txt' in command)
+    assert [word for word in torch if word == '--no-cache-dir'] == option
 
 
 def test_operators_that_fail_are_compiled_once_more(module, monkeypatch, ready, capsys):

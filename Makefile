@@ -1,0 +1,29 @@
+# make demo   the main job on the embedded data set
+# make test   the tests
+# make env    only the environment that both need
+# The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
+
+VENV ?= .venv
+STACK ?= onedl
+
+# The environment's own Python comes first, so that PYTHON= has to be given once only. Each
+# candidate is run, because a name on the PATH need not stand for a Python that is installed.
+PYTHON ?= $(shell for python in "$(VENV)/bin/python" python3 python3.12 python3.11 python3.10; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	>/dev/null 2>&1 && echo "$$python" && break; done)
+
+# Packages named there would shadow the pinned ones.
+unexport PYTHONPATH PYTHONHOME
+
+.PHONY: demo test env
+
+demo: env
+	@"$(VENV)/bin/python" tools/demo.py
+
+test: env
+	@"$(VENV)/bin/python" -m pytest tests -q --durations=15
+
+env:
+	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10, 3.11 or 3.12 was found:" \
+	"install one, or name it, as in: make test PYTHON=/path/to/python3.11" >&2; exit 1; }; \
+	"$$python" tools/setup_env.py --venv "$(VENV)" --stack "$(STACK)"
