@@ -200,7 +200,7 @@ def _draw_colour(rng, patch):
     return best
 
 
-def compose_scene(rng, glyphs, size=128, heights=(32, 68), min_visible=0.6):
+def compose_scene(rng, glyphs, size=128, heights=(36, 80), min_visible=0.6):
     """Compose glyphs on a textured background; each covers the ones before it.
 
     Position, height, width, slant, stroke weight and colour are drawn per glyph. Every glyph lies
@@ -280,7 +280,7 @@ def draw_digit(glyphs, labels, sources, seed, split, index):
 
 
 def draw_scene(glyphs, labels, sources, seed, split, index):
-    """Draw one image of the detection and segmentation layouts, with 2 to 5 digits.
+    """Draw one image of the detection and segmentation layouts, with 2 to 4 digits.
 
     The arguments are those of :func:`draw_digit`.
 
@@ -289,7 +289,7 @@ def draw_scene(glyphs, labels, sources, seed, split, index):
         (n,) int64, 0..9.
     """
     rng = np.random.RandomState([seed, 2, split, index])
-    chosen = sources[rng.randint(len(sources), size=rng.randint(2, 6))]
+    chosen = sources[rng.randint(len(sources), size=rng.randint(2, 5))]
     image, masks = compose_scene(rng, glyphs[chosen])
     return image, masks, labels[chosen]
 
