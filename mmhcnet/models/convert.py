@@ -137,11 +137,11 @@ def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict
         ValueError: Neither of the two models, or keys that it does not have, or that it has and
             that are missing; the message lists such keys. Or ``ema`` without ``model_ema``.
     """
-    state, heads = _unwrap(state_dict, ema), {}
+    state, heads, prefix = _unwrap(state_dict, ema), {}, ''
     if any(key.startswith('backbone.') for key in state):
-        heads = {key: value for key, value in state.items() if not key.startswith('backbone.')}
-        state = {key[len('backbone.'):]: value for key, value in state.items()
-                 if key not in heads}
+        prefix = 'backbone.'
+        heads = {key: value for key, value in state.items() if not key.startswith(prefix)}
+        state = {key[len(prefix):]: value for key, value in state.items() if key not in heads}
     if any(re.match(r'layers\.\d+\.blocks\.\d+\.', key) for key in state):
         family, names = 'HcNet', _hcnet_names(state)
     elif any(re.match(r'freq_embed\.\d+$|layers\.\d+\.\d+\.op\.', key) for key in state):
@@ -150,14 +150,12 @@ def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict
         raise ValueError('not a state dict of the authors\' HcNet or vHeat: no key like '
                          '"layers.0.blocks.0.*" or "freq_embed.0"; the first keys are '
                          f'{list(state)[:5]}')
-    # A detector's heads belong to the file; next to a classifier's keys there is nothing else.
     complaints = []
-    for what, keys in ((f"are not those of the authors' {family}", [k for k in state
-                                                                   if k not in names]),
-                       (f"of the authors' {family} are missing", [k for k in names
-                                                                  if k not in state])):
+    for what, keys in ((f"are not those of the authors' {family}", state.keys() - names.keys()),
+                       (f"of the authors' {family} are missing", names.keys() - state.keys())):
         if keys:
-            complaints.append(f'{len(keys)} keys {what}: {", ".join(keys)}')
+            listed = ', '.join(prefix + key for key in sorted(keys))
+            complaints.append(f'{len(keys)} keys {what}: {listed}')
     if complaints:
         raise ValueError('; '.join(complaints))
     converted = {ours: state[theirs] for theirs, ours in names.items() if ours is not None}
