@@ -1,0 +1,6 @@
+# A small vHeat on the embedded digits, for 2 CPU cores.
+_base_ = './hcnet_digits.py'
+
+model = dict(
+    backbone=dict(
+        type='mmhcnet.VHeat', img_size=64, arch=dict(post_norm=False, layer_scale=None)))
