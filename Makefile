@@ -12,6 +12,10 @@ PYTHON ?= $(shell for python in "$(VENV)/bin/python" python3 python3.12 python3.
 	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
 	>/dev/null 2>&1 && echo "$$python" && break; done)
 
+# Threads that wait for each other sleep instead of spinning: with data loaders or anything else on
+# the same cores, spinning makes a training step several times slower.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 # Packages named there would shadow the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 

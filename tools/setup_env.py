@@ -304,7 +304,7 @@ def locked_log(venv):
         try:
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print('Another set-up is at work in {}: waiting for it.'.format(venv), flush=True)
+            say('Another set-up is at work in {}: waiting for it.'.format(venv))
             fcntl.flock(log, fcntl.LOCK_EX)
         except OSError:
             pass  # a file system without locks
@@ -337,8 +337,7 @@ def drop_half_installed(venv):
 
 
 def child_environment(venv, compiler, temporary):
-    env = dict(os.environ, MMCV_WITH_OPS='1', TMPDIR=temporary)
-    env.setdefault('CXX', compiler)
+    env = dict(os.environ, MMCV_WITH_OPS='1', TMPDIR=temporary, CXX=compiler)
     # A compiler takes up to 2.5 GB; mmcv's own choice is at least four at once.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     env.setdefault('MAX_JOBS', str(max(1, min(os.cpu_count(), memory // 2500000000))))
@@ -400,9 +399,9 @@ def install(venv, stack, steps):
         try_operators = [python, '-c', CHECK_OPERATORS] + devices
         try:
             steps.run(try_operators, 'mmcv\'s operators do not work with this torch')
-        except StepError as error:
-            say('      {} pip keeps what it has built, and hands it out whatever torch it was '
-                'built against: compiling once more.'.format(error))
+        except StepError:
+            say('      mmcv\'s operators fail as above. pip keeps what it has built, and hands it '
+                'out whatever torch it was built against: compiling once more.')
             steps.run(build + ['--no-cache-dir', '--force-reinstall', mmcv_pin(lock)], COMPILE,
                       **target)
             steps.run(try_operators, 'mmcv\'s operators do not work with this torch')

@@ -9,7 +9,10 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[60.] * 3),
     backbone=dict(
-        type='mmhcnet.HcNet', arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1])),
+        type='mmhcnet.HcNet',
+        arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1]),
+        # As in classification/hcnet_digits.py.
+        init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in')),
     neck=dict(in_channels=[32, 64, 96, 128], out_channels=64),
     # Anchors of 16 to 256 pixels: the scenes have 128.
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),

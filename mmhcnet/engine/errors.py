@@ -10,7 +10,9 @@ from mmhcnet.registry import MODELS
 
 def explain(error: Exception) -> str:
     """The message of an error, with the accepted names where a config has an unknown argument."""
-    text = str(error).strip() or type(error).__name__
+    # str() of a KeyError is the quoted repr of its message.
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    text = text or type(error).__name__
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     cls = MODELS.module_dict.get(match[1]) if match else None
     if cls is None:

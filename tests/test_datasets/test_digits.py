@@ -12,7 +12,7 @@ from mmhcnet.datasets import digits
 
 TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/make_digits.py'
 SMALL = dict(images=(20, 10), scenes=(3, 2))
-SMALL_SHA256 = 'e8af50124fa283e01bae4d090ce13c5727e8f077984e0503829fd2994550ae46'
+SMALL_SHA256 = '24adfe38dc41c5fc6f4a60ca7851d48c9c40855acce24e031bc157ab5a19c960'
 
 
 @pytest.fixture(scope='module')

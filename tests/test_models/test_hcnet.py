@@ -309,3 +309,18 @@ def test_equals_the_published_model(golden):
             check(x, f'stage{i}')
         pooled = model(torch.from_numpy(data['input']))[0].mean(dim=(2, 3))
         check(pooled @ converted['head.fc.weight'].T + converted['head.fc.bias'], 'logits')
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('stencil', ['anisotropic', 'isotropic'])
+def test_autocast_is_finite_and_close(stencil, dtype):
+    model, x = HcNet(SMALL, stencil=stencil), torch.randn(2, 3, 64, 48)
+    expected = model(x)
+    with torch.autocast('cpu', dtype=dtype):
+        outs = model(x)
+    for ours, reference in zip(outs, expected):
+        assert ours.isfinite().all()
+        # The outputs are normalised: their deviation is 1.
+        assert (ours.float() - reference).abs().max() < 0.1
+    sum(out.float().square().mean() for out in outs).backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

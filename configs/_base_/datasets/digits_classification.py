@@ -7,7 +7,8 @@ data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[60.] * 3, to_rgb
 # No flip: digits are not mirror-symmetric.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.6, 1.0)),
+    dict(type='Rotate', angle=10., prob=0.5),
+    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0)),
     dict(type='PackInputs'),
 ]
 test_pipeline = [

@@ -1,0 +1,85 @@
+import pytest
+from mmengine.config import Config
+
+from mmhcnet.engine.config import check_data, load_config
+from mmhcnet.engine.cpu_distributed import _replace_sync_bn
+from mmhcnet.engine.trial import FirstSamples
+
+
+@pytest.fixture
+def config(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        "train_cfg = dict(max_epochs=12)\n"
+        "param_scheduler = [dict(type='MultiStepLR', end=12, milestones=[8, 11])]\n")
+    return str(tmp_path / 'c.py')
+
+
+def test_options_and_schedule(config):
+    cfg = load_config(config, {'train_cfg.max_epochs': 6}, None)
+    assert cfg.param_scheduler[0].milestones == [4, 6]
+    assert cfg.work_dir == 'work_dirs/c'
+
+
+def test_an_explicit_schedule_is_kept(config):
+    cfg = load_config(config, {'train_cfg.max_epochs': 6,
+                               'param_scheduler.0.milestones': [2, 3]}, 'elsewhere')
+    assert (cfg.param_scheduler[0].milestones, cfg.param_scheduler[0].end) == ([2, 3], 12)
+    assert cfg.work_dir == 'elsewhere'
+
+
+def test_missing_config():
+    with pytest.raises(FileNotFoundError, match="no config file 'none.py'"):
+        load_config('none.py', None, None)
+
+
+def loaders(tmp_path):
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'a.json').write_text('{}')
+    dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json',
+                   data_prefix=dict(img='images/'))
+    return Config(dict(
+        data_help='the handbook',
+        train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(
+            type='ConcatDataset', datasets=[dataset, dict(dataset)]))),
+        val_dataloader=dict(dataset=dict(dataset)),
+        val_evaluator=[dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))],
+        test_dataloader=None))
+
+
+def test_data_that_is_there(tmp_path):
+    check_data(loaders(tmp_path), ['train', 'val', 'test'])
+
+
+@pytest.mark.parametrize('key, value, name', [
+    ('train_dataloader.dataset.dataset.datasets.1.data_root', 'gone', 'gone'),
+    ('train_dataloader.dataset.dataset.datasets.0.ann_file', 'b.json', 'b.json'),
+    ('val_dataloader.dataset.data_prefix.img', 'pictures/', 'pictures/'),
+])
+def test_missing_data_names_path_key_and_help(tmp_path, key, value, name):
+    cfg = loaders(tmp_path)
+    cfg.merge_from_dict({key: value})
+    with pytest.raises(FileNotFoundError) as caught:
+        check_data(cfg, ['train', 'val'])
+    text = str(caught.value)
+    assert name in text and 'see the handbook' in text and f'--cfg-options {key}=' in text
+
+
+def test_missing_annotations_of_the_metric(tmp_path):
+    cfg = loaders(tmp_path)
+    cfg.val_evaluator[0].ann_file = 'gone.json'
+    with pytest.raises(FileNotFoundError, match='val_evaluator.ann_file'):
+        check_data(cfg, ['val'])
+
+
+def test_sync_bn_becomes_bn_everywhere():
+    model = dict(norm_cfg=dict(type='SyncBN'), heads=[dict(norm_cfg=dict(type='SyncBN')), 3],
+                 other=dict(type='LN'))
+    _replace_sync_bn(model)
+    assert model == dict(norm_cfg=dict(type='BN'), heads=[dict(norm_cfg=dict(type='BN')), 3],
+                         other=dict(type='LN'))
+
+
+@pytest.mark.parametrize('number, expected', [(3, [0, 1, 2]), (100, [0, 1, 2, 3, 4])])
+def test_first_samples(number, expected):
+    sampler = FirstSamples(range(5), number)
+    assert list(sampler) == expected and len(sampler) == len(expected)
