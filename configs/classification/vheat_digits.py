@@ -3,4 +3,8 @@ _base_ = './hcnet_digits.py'
 
 model = dict(
     backbone=dict(
-        type='mmhcnet.VHeat', img_size=64, arch=dict(post_norm=False, layer_scale=None)))
+        type='mmhcnet.VHeat',
+        img_size=64,
+        arch=dict(post_norm=False, layer_scale=None),
+        # Most of vHeat's layers are linear.
+        init_cfg=dict(layer=['Conv2d', 'Linear'])))
