@@ -83,7 +83,8 @@ def test_unknown_keys_are_listed(small):
 
 def test_missing_keys_are_listed(small):
     del small['layers.0.blocks.0.norm2.bias']
-    with pytest.raises(ValueError, match=r"1 keys .*HcNet are missing: layers\.0\.blocks\.0\.norm2"):
+    with pytest.raises(ValueError,
+                       match=r"1 keys .*HcNet are missing: layers\.0\.blocks\.0\.norm2"):
         convert_state_dict(small)
 
 
