@@ -2,6 +2,7 @@
 import argparse
 import colorsys
 import json
+import os
 import pickle
 import re
 import subprocess
@@ -112,8 +113,10 @@ def run(title: str, log: Path, *command) -> None:
     """Run one of the tools; its progress is shown, everything goes to the log file."""
     print(f'\n== {title}\n   {" ".join(map(str, command))}\n   log: {log}', flush=True)
     start = time.time()
+    # Spinning threads and a data loader on the same few cores hold each other up.
+    env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ}
     with open(log, 'w') as file, subprocess.Popen(
-            [sys.executable, *map(str, command)], stdout=subprocess.PIPE,
+            [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True) as process:
         for line in process.stdout:
             file.write(line)
@@ -142,19 +145,22 @@ def main() -> None:
     start = time.time()
     subprocess.run([sys.executable, TOOLS / 'dataset_converters' / 'make_digits.py'], check=True)
 
-    rows = []
+    rows, classifier = [], None
     for task in TASKS:
         folder = args.work_dir / task.name
         folder.mkdir(exist_ok=True)
         config = CONFIGS / task.config
         began = time.time()
+        # Detector and segmentor start from the classifier, as they would from ImageNet.
+        start_from = ['--pretrained', classifier] if classifier else []
         run(f'{task.name}: training', folder / 'train.txt',
-            TOOLS / 'train.py', config, '--work-dir', folder, '--no-validate')
+            TOOLS / 'train.py', config, '--work-dir', folder, '--no-validate', *start_from)
         seconds = time.time() - began
+        checkpoint = (folder / 'last_checkpoint').read_text()
+        classifier = classifier or checkpoint
         out = folder / task.out
         run(f'{task.name}: testing', folder / 'test.txt',
-            TOOLS / 'test.py', config, (folder / 'last_checkpoint').read_text(),
-            '--work-dir', folder / 'test', '--out', out)
+            TOOLS / 'test.py', config, checkpoint, '--work-dir', folder / 'test', '--out', out)
         newest = max((folder / 'test').glob('*/*.json'), key=lambda p: p.stat().st_mtime)
         metrics = json.loads(newest.read_text())
         picture = args.work_dir / f'{task.name}.png'

@@ -187,7 +187,7 @@ def _draw_colour(rng, patch):
     Returns:
         ndarray: (3,) float64 in [0, 255].
     """
-    least = _between(rng, 40, 90)
+    least = _between(rng, 60, 110)
     best, best_near = None, patch.size
     for _ in range(50):
         colour = 255 * rng.random_sample(3)
@@ -200,7 +200,7 @@ def _draw_colour(rng, patch):
     return best
 
 
-def compose_scene(rng, glyphs, size=128, heights=(20, 60), min_visible=0.6):
+def compose_scene(rng, glyphs, size=128, heights=(36, 80), min_visible=0.6):
     """Compose glyphs on a textured background; each covers the ones before it.
 
     Position, height, width, slant, stroke weight and colour are drawn per glyph. Every glyph lies
@@ -280,7 +280,7 @@ def draw_digit(glyphs, labels, sources, seed, split, index):
 
 
 def draw_scene(glyphs, labels, sources, seed, split, index):
-    """Draw one image of the detection and segmentation layouts, with 2 to 6 digits.
+    """Draw one image of the detection and segmentation layouts, with 2 to 4 digits.
 
     The arguments are those of :func:`draw_digit`.
 
@@ -289,7 +289,7 @@ def draw_scene(glyphs, labels, sources, seed, split, index):
         (n,) int64, 0..9.
     """
     rng = np.random.RandomState([seed, 2, split, index])
-    chosen = sources[rng.randint(len(sources), size=rng.randint(2, 7))]
+    chosen = sources[rng.randint(len(sources), size=rng.randint(2, 5))]
     image, masks = compose_scene(rng, glyphs[chosen])
     return image, masks, labels[chosen]
 

@@ -39,13 +39,13 @@ def scale_schedule(schedulers: List[dict],
                    to_iters: bool = False) -> List[dict]:
     """Schedulers whose points in time are multiplied, so that the curve keeps its shape.
 
-    Points are rounded to whole steps. A part that was not empty gets at least one step if the
-    run has more than one; a part that ends up empty is left out.
+    Points are rounded to whole steps, and no part of a run of 8 steps or more ends before the
+    second. A part that ends up empty is left out, and so is a warm-up of one step: mmengine would
+    stay at its start factor for the rest of the run.
 
     Args:
         schedulers (list[dict]): mmengine scheduler configs. They are not changed.
-        length (int): Steps of the new run; no point lies behind it. Only used for schedulers
-            that count in the unit of the run.
+        length (int): Steps of the new run.
         per_epoch (float): New steps per old epoch, for the schedulers that count epochs.
         per_iter (float): New steps per old iteration, for the others.
         to_iters (bool): The new schedule counts iterations throughout.
@@ -63,7 +63,7 @@ def scale_schedule(schedulers: List[dict],
             # An end at infinity is mmengine's default.
             if point in (0, float('inf'), 10**9):
                 return point
-            return max(round(point * ratio), 1 if length > 1 else 0)
+            return max(round(point * ratio), 2 if length >= 8 else 0)
 
         for field in _POINTS:
             if new.get(field) is not None:
@@ -74,7 +74,8 @@ def scale_schedule(schedulers: List[dict],
         if to_iters:
             new['by_epoch'] = False
             new.pop('convert_to_iter_based', None)
-        if new.get('end') is None or new['end'] > new.get('begin', 0):
+        steps = float('inf') if new.get('end') is None else new['end'] - new.get('begin', 0)
+        if steps >= (2 if 'start_factor' in new or 'factor' in new else 1):
             scaled.append(new)
     return scaled
 

@@ -59,6 +59,26 @@ def test_any_shorter_run_is_accepted_by_mmengine(schedulers, planned, epochs, ep
     fit_schedule(cfg, RunLength(planned, True))
     rates = learning_rates(cfg.param_scheduler, epochs, epoch_length)
     assert all(0 < rate <= 1 + 1e-9 for rate in rates)
+    # A warm-up in iterations may be longer than a run of few short epochs; one in epochs may not.
+    if schedulers is COSINE:
+        assert max(rates) > 0.9
+
+
+@pytest.mark.parametrize('iterations', [1, 2, 7, 8, 50, 1600, 80000])
+def test_a_short_run_by_iterations_gets_past_its_warm_up(iterations):
+    cfg = config(POLY, max_iters=iterations)
+    fit_schedule(cfg, RunLength(160000, False))
+    rates = learning_rates(cfg.param_scheduler, 1, iterations)
+    assert max(rates) > 0.7 and all(rate >= 0 for rate in rates)
+
+
+@pytest.mark.parametrize('convert', [True, False])
+def test_a_warm_up_of_one_step_is_left_out(convert):
+    warmup = dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5,
+                  convert_to_iter_based=convert)
+    cfg = config([warmup, STEPS[1]], max_epochs=2)
+    fit_schedule(cfg, RunLength(12, True))
+    assert [s['type'] for s in cfg.param_scheduler] == ['MultiStepLR']
 
 
 def test_curve_keeps_its_shape():

@@ -1,12 +1,12 @@
-# 10 epochs on 2 CPU cores take minutes.
+# 6 epochs of the 800 scenes in batches of 8; minutes on 2 CPU cores.
 _base_ = './adamw.py'
 
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
+    optimizer=dict(lr=1.5e-3, weight_decay=0.05), clip_grad=dict(max_norm=5.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(
-        type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=0, end=10,
+        type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=0, end=6,
         convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=10, val_interval=10)
+train_cfg = dict(by_epoch=True, max_epochs=6, val_interval=6)
