@@ -25,7 +25,7 @@ demo: env
 	@"$(VENV)/bin/python" tools/demo.py
 
 test: env
-	@"$(VENV)/bin/python" -m pytest tests -q --durations=15
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --durations=15
 
 env:
 	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10, 3.11 or 3.12 was found:" \

@@ -22,9 +22,9 @@ model = dict(
 
 optim_wrapper = dict(optimizer=dict(lr=4e-3))
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=3,
+    dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=2,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=3, end=24,
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=2, end=13,
          convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=24, val_interval=4)
+train_cfg = dict(max_epochs=13, val_interval=13)

@@ -1,6 +1,7 @@
 import json
 import pickle
 import re
+import socket
 
 import numpy as np
 import pytest
@@ -9,6 +10,12 @@ from mmengine.config import Config
 from PIL import Image
 
 from .conftest import CONFIGS, ROOT
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return str(probe.getsockname()[1])
 
 
 def losses(output):
@@ -89,11 +96,11 @@ def test_pretrained_backbone(tool, small, tmp_path):
 @pytest.mark.parametrize('task', CONFIGS)
 def test_two_gloo_ranks(task, tool, small, tmp_path):
     done = tool('dist_train.sh', CONFIGS[task], 2, '--work-dir', tmp_path, *small(task),
-                PORT='29611', CUDA_VISIBLE_DEVICES='')
+                PORT=free_port(), CUDA_VISIBLE_DEVICES='')
     assert losses(done.stdout)
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
     tested = tool('dist_test.sh', CONFIGS[task], checkpoint, 2, '--work-dir', tmp_path / 'test',
-                  *small(task), PORT='29612', CUDA_VISIBLE_DEVICES='')
+                  *small(task), PORT=free_port(), CUDA_VISIBLE_DEVICES='')
     single = tool('test.py', CONFIGS[task], checkpoint, '--work-dir', tmp_path / 'single',
                   *small(task))
 
