@@ -2,8 +2,15 @@ from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import CheckpointLoader
+from torch import Tensor
 
 _PREFIX = 'backbone.'
+
+
+def _fits(key: str, source: Tensor, target: Tensor) -> bool:
+    # vHeat resizes (H, W, C) embeddings while it loads them.
+    resized = key.startswith('freq_embed.') and source.dim() == 3
+    return source.shape == target.shape or resized and source.shape[2] == target.shape[2]
 
 
 def use_pretrained(cfg: Config, checkpoint: str) -> None:
@@ -30,9 +37,9 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         target = MODELS.build(backbone_cfg).state_dict()
 
-    matched = [key for key in target if key in source and source[key].shape == target[key].shape]
+    matched = [key for key in target if key in source and _fits(key, source[key], target[key])]
     reshaped = [f'{key} ({tuple(source[key].shape)}, here {tuple(target[key].shape)})'
-                for key in target if key in source and source[key].shape != target[key].shape]
+                for key in target if key in source and key not in matched]
     missing = [key for key in target if key not in source]
     unused = [key for key in source if key not in target]
     if not matched:

@@ -11,18 +11,33 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 import mmhcnet
 from mmhcnet.datasets.digits import write_digits
 from mmhcnet.engine.config import load_config
+from mmhcnet.models.backbones.hcnet import ARCHS as HCNET_ARCHS
+from mmhcnet.models.backbones.vheat import ARCHS as VHEAT_ARCHS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
 LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob('*.py')
                 if '_base_' not in p.parts)
 PAPER = [name for name in LEAVES if 'digits' not in name]
-# Drop path and channels of each size.
-SIZES = dict(t=('tiny', [64, 128, 320, 512]), s=('small', [64, 192, 384, 768]),
-             b=('base', [96, 192, 384, 768]))
+OURS = [name for name in LEAVES if 'hcnet' in name or 'vheat' in name]
+SIZES = dict(t='tiny', s='small', b='base')
+FAMILIES = dict(hcnet=HCNET_ARCHS, vheat=VHEAT_ARCHS)
 
 
 def named(folder, pattern):
-    return [(f'{folder}/{pattern.format(size)}', size) for size in SIZES]
+    return [(f'{folder}/{pattern.format(family, size)}', family, size)
+            for family in FAMILIES for size in SIZES]
+
+
+def with_one_block_a_stage(cfg, embed_dims=None):
+    """Make the backbone of a config small; the channels stay unless given."""
+    backbone = cfg.model.backbone
+    if backbone.type == 'ResNet':
+        return
+    arch = backbone.arch
+    if not isinstance(arch, dict):
+        arch = FAMILIES[backbone.type.split('.')[1].lower()][arch]
+    backbone.arch = dict(arch, depths=[1, 1, 1, 1],
+                         embed_dims=embed_dims or arch['embed_dims'])
 
 
 @pytest.fixture(scope='module')
@@ -54,11 +69,13 @@ def point_to(cfg, digits):
 
 
 def test_there_are_configs_for_all_three_tasks():
-    expected = {f'classification/hcnet_{s}_in1k.py' for s in SIZES}
-    expected |= {f'detection/mask_rcnn_hcnet_{s}_{x}.py' for s in SIZES for x in ('1x', '3x')}
-    expected |= {f'segmentation/upernet_hcnet_{s}_160k_ade20k.py' for s in SIZES}
-    expected |= {'classification/hcnet_digits.py', 'detection/mask_rcnn_hcnet_digits.py',
-                 'segmentation/upernet_hcnet_digits.py'}
+    expected = {'detection/mask_rcnn_r50_hco_1x.py'}
+    for f in FAMILIES:
+        expected |= {f'classification/{f}_{s}_in1k.py' for s in SIZES}
+        expected |= {f'detection/mask_rcnn_{f}_{s}_{x}.py' for s in SIZES for x in ('1x', '3x')}
+        expected |= {f'segmentation/upernet_{f}_{s}_160k_ade20k.py' for s in SIZES}
+        expected |= {f'classification/{f}_digits.py', f'detection/mask_rcnn_{f}_digits.py',
+                     f'segmentation/upernet_{f}_digits.py'}
     assert expected <= set(LEAVES)
 
 
@@ -77,7 +94,7 @@ def test_channels_of_heads_fit_the_backbone(name):
     cfg = load(name)
     with torch.device('meta'):
         backbone = MODELS.build(cfg.model.backbone)
-    channels = [getattr(backbone, f'norm{i}').num_channels for i in backbone.out_indices]
+        channels = [out.shape[1] for out in backbone(torch.zeros(1, 3, 64, 64))]
     if cfg.default_scope == 'mmpretrain':
         assert [cfg.model.head.in_channels] == channels
     elif cfg.default_scope == 'mmdet':
@@ -87,19 +104,25 @@ def test_channels_of_heads_fit_the_backbone(name):
         assert cfg.model.auxiliary_head.in_channels == channels[2]
 
 
-@pytest.mark.parametrize('name, size', named('classification', 'hcnet_{}_in1k.py'))
-def test_imagenet_recipe(name, size):
+@pytest.mark.parametrize('name, family, size', named('classification', '{}_{}_in1k.py'))
+def test_imagenet_recipe(name, family, size):
     cfg = load(name)
     backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
-    assert backbone.arch == SIZES[size][0]
-    assert backbone.drop_path_rate == dict(t=0.2, s=0.3, b=0.5)[size]
-    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, 0.05)
+    assert backbone.arch == SIZES[size]
+    assert backbone.drop_path_rate == dict(
+        hcnet=dict(t=0.2, s=0.3, b=0.5), vheat=dict(t=0.1, s=0.3, b=0.5))[family][size]
+    batch, decay = dict(hcnet=(256, 0.05), vheat=(1024, 0.08))[family]
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, decay)
+    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == batch
+    assert [h.type for h in cfg.get('custom_hooks') or []] == (
+        ['EMAHook'] if family == 'vheat' else [])
+    if family == 'vheat':
+        assert optimizer.lr == pytest.approx(5e-4 * batch / 512)
     assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
     assert cfg.train_cfg.max_epochs == 300
     warmup, cosine = cfg.param_scheduler
     assert (warmup.type, warmup.begin, warmup.end) == ('LinearLR', 0, 20)
     assert (cosine.type, cosine.begin, cosine.end) == ('CosineAnnealingLR', 20, 300)
-    assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 256
     steps = {t['type']: t for t in cfg.train_dataloader.dataset.pipeline}
     assert steps['RandomResizedCrop']['scale'] == 224
     assert steps['RandomResizedCrop']['interpolation'] == 'bicubic'
@@ -117,11 +140,14 @@ def test_imagenet_recipe(name, size):
 
 
 @pytest.mark.parametrize('length, epochs, milestones', [('1x', 12, [8, 11]), ('3x', 36, [27, 33])])
+@pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('size', SIZES)
-def test_coco_recipe(size, length, epochs, milestones):
-    cfg = load(f'detection/mask_rcnn_hcnet_{size}_{length}.py')
+def test_coco_recipe(size, family, length, epochs, milestones):
+    cfg = load(f'detection/mask_rcnn_{family}_{size}_{length}.py')
     optimizer = cfg.optim_wrapper.optimizer
-    assert cfg.model.backbone.arch == SIZES[size][0]
+    assert cfg.model.backbone.arch == SIZES[size]
+    if family == 'vheat':
+        assert cfg.model.backbone.drop_path_rate == dict(t=0.3, s=0.4, b=0.5)[size]
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
     warmup, steps = cfg.param_scheduler
     assert (warmup.by_epoch, warmup.end) == (False, 1000)
@@ -138,11 +164,14 @@ def test_coco_recipe(size, length, epochs, milestones):
             'RandomChoiceResize', 'RandomCrop', 'RandomChoiceResize']
 
 
-@pytest.mark.parametrize('name, size', named('segmentation', 'upernet_hcnet_{}_160k_ade20k.py'))
-def test_ade20k_recipe(name, size):
+@pytest.mark.parametrize('name, family, size',
+                         named('segmentation', 'upernet_{}_{}_160k_ade20k.py'))
+def test_ade20k_recipe(name, family, size):
     cfg = load(name)
     optimizer = cfg.optim_wrapper.optimizer
-    assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == (SIZES[size][0], 0.3)
+    rates = dict(hcnet=dict(t=0.3, s=0.3, b=0.3), vheat=dict(t=0.3, s=0.4, b=0.5))[family]
+    assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == (
+        SIZES[size], rates[size])
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
     warmup, poly = cfg.param_scheduler
     assert (warmup.end, poly.type, poly.begin, poly.end) == (1500, 'PolyLR', 1500, 160000)
@@ -157,13 +186,13 @@ def test_ade20k_recipe(name, size):
     assert [t.prob for t in flips] == [0., 1.]
 
 
-@pytest.mark.parametrize('name', LEAVES)
-@pytest.mark.parametrize('k', ['input_dependent', 'learnable'])
+@pytest.mark.parametrize('name', OURS)
+@pytest.mark.parametrize('k', ['of the paper', 'learnable'])
 def test_what_weight_decay_applies_to(name, k):
     cfg = load(name)
-    cfg.model.backbone.update(k=k, arch=dict(
-        cfg.model.backbone.arch if isinstance(cfg.model.backbone.arch, dict) else {},
-        embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]))
+    with_one_block_a_stage(cfg, [8, 12, 16, 20])
+    if k == 'learnable':
+        cfg.model.backbone.k = k
     backbone = MODELS.build(cfg.model.backbone)
     wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
     decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
@@ -172,13 +201,31 @@ def test_what_weight_decay_applies_to(name, k):
     for module_name, module in backbone.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             full = f'{module_name}.{leaf}'
-            free = isinstance(module, torch.nn.GroupNorm) or full.endswith(
-                ('conduction.w', 'conduction.k'))
+            free = isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) or full.endswith(
+                ('conduction.w', 'conduction.k', 'gamma1', 'gamma2')) or 'freq_embed' in full
             if leaf == 'bias' and cfg.default_scope == 'mmpretrain' and name in PAPER:
                 free = True
             seen.add(leaf)
             assert (decay[id(parameter)] == 0) == free, full
-    assert seen == {'weight', 'bias', 'w'} | ({'k'} if k == 'learnable' else set())
+    own = {'w'}
+    if isinstance(backbone, mmhcnet.VHeat):
+        own = {'0', '1', '2', '3'} if k == 'of the paper' else set()
+        if cfg.model.backbone.arch['layer_scale']:
+            own |= {'gamma1', 'gamma2'}
+    assert seen == {'weight', 'bias'} | own | ({'k'} if k == 'learnable' else set())
+
+
+def test_no_weight_decay_on_the_embedding_of_a_plug_in():
+    cfg = load('detection/mask_rcnn_r50_hco_1x.py')
+    backbone = MODELS.build(cfg.model.backbone)
+    wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
+    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
+             for p in group['params']}
+    own = {n: p for n, p in backbone.named_parameters() if 'heat_conduction_operator' in n}
+    assert len([n for n in own if 'freq_embed' in n]) == 9
+    for name, parameter in own.items():
+        free = 'freq_embed' in name or 'gamma' in name or 'conduction.norm' in name
+        assert (decay[id(parameter)] == 0) == free, name
 
 
 @pytest.mark.parametrize('name', LEAVES)
@@ -193,8 +240,9 @@ def test_pipelines_read_the_data(name, digits):
         if name in PAPER and cfg.default_scope == 'mmpretrain':
             assert sample['inputs'].shape == (3, 224, 224)
         elif name in PAPER and cfg.default_scope == 'mmseg' and split == 'train':
-            assert sample['inputs'].shape == (3, 512, 512)
-            assert sample['data_samples'].gt_sem_seg.data.shape == (1, 512, 512)
+            # An image that was resized to less is padded by the model's preprocessor.
+            assert max(sample['inputs'].shape[1:]) <= 512
+            assert sample['data_samples'].gt_sem_seg.data.shape[1:] == sample['inputs'].shape[1:]
         elif cfg.default_scope == 'mmdet':
             truth = sample['data_samples'].gt_instances
             assert len(truth.masks) == len(truth.bboxes) == len(truth.labels)
@@ -204,10 +252,7 @@ def test_pipelines_read_the_data(name, digits):
 def test_trains_one_step_and_predicts(name, digits):
     cfg = load(name)
     # One block a stage, but the channels as they are: so the heads are those of the config.
-    arch = cfg.model.backbone.arch
-    dims = arch['embed_dims'] if isinstance(arch, dict) else {
-        full: channels for full, channels in SIZES.values()}[arch]
-    cfg.model.backbone.arch = dict(embed_dims=dims, depths=[1, 1, 1, 1])
+    with_one_block_a_stage(cfg)
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in cfg.model:
         cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
     # The digits' own pipelines: small images, to which every model must be able to reduce.

@@ -123,6 +123,14 @@ def test_converter(tool, tmp_path, state, message):
     assert not (tmp_path / 'dst.pth').exists()
 
 
+def test_converter_without_a_moving_average(tool, tmp_path):
+    torch.save(dict(model={'freq_embed.0': torch.zeros(1)}), tmp_path / 'src.pth')
+    line = the_line(tool('model_converters/official_to_mmhcnet.py', tmp_path / 'src.pth',
+                         tmp_path / 'dst.pth', '--ema', fails=True))
+    assert "no averaged weights: the checkpoint has no 'model_ema'" in line
+    assert not (tmp_path / 'dst.pth').exists()
+
+
 def test_converter_does_not_overwrite(tool, tmp_path):
     (tmp_path / 'dst.pth').write_text('precious')
     line = the_line(tool('model_converters/official_to_mmhcnet.py', tmp_path / 'src.pth',

@@ -143,6 +143,24 @@ def test_converted_checkpoint_starts_a_training(tool, small, tmp_path):
     assert matched[1] == matched[2]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('ema', [False, True])
+def test_converted_vheat_starts_a_training_at_another_size(tool, small, tmp_path, ema):
+    from ..test_models.test_convert import official_vheat
+    states = [official_vheat([32, 64, 96, 128], [1, 1, 2, 1]) for _ in range(2)]
+    torch.save(dict(model=states[0], model_ema=states[1]), tmp_path / 'official.pth')
+    tool('model_converters/official_to_mmhcnet.py', tmp_path / 'official.pth',
+         tmp_path / 'ours.pth', *(['--ema'] if ema else []))
+    weights = torch.load(tmp_path / 'ours.pth')['state_dict']
+    assert torch.equal(weights['backbone.freq_embed.0'], states[ema]['freq_embed.0'])
+    done = tool('train.py', 'configs/classification/vheat_digits.py', '--work-dir',
+                tmp_path / 'run', '--no-validate', '--pretrained', tmp_path / 'ours.pth',
+                *small('classification'))
+    matched = re.search(r'(\d+) of (\d+) weights of the backbone matched', done.stdout)
+    assert matched[1] == matched[2]
+    assert 'freq_embed.0: resized from 56x56 of the checkpoint to the 16x16' in done.stdout
+
+
 def test_print_config(tool):
     done = tool('misc/print_config.py', CONFIGS['detection'], '--cfg-options',
                 'train_cfg.max_epochs=5')

@@ -1,4 +1,7 @@
-"""Turn a checkpoint of the HcNet authors' code into one of ours."""
+"""Turn a checkpoint of the HcNet or vHeat authors' code into one of ours.
+
+Classifiers, and detectors and segmentors with a vHeat backbone: their heads' weights are kept.
+"""
 import argparse
 import os
 
@@ -6,22 +9,22 @@ import torch
 
 from mmhcnet import convert_state_dict
 from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.engine.published import read_published
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='checkpoint as published')
     parser.add_argument('dst', help='file to write; must not exist')
+    parser.add_argument('--ema', action='store_true',
+                        help='take the moving average of the weights (model_ema)')
     args = parser.parse_args()
     with one_line_errors():
         if os.path.exists(args.dst):
             raise FileExistsError(f"'{args.dst}' exists: remove it or choose another name")
         if not os.path.isfile(args.src):
             raise FileNotFoundError(f"no checkpoint file '{args.src}'")
-        checkpoint = torch.load(args.src, map_location='cpu', weights_only=True)
-        for key in ('model', 'state_dict'):
-            checkpoint = checkpoint.get(key, checkpoint)
-        converted = convert_state_dict(checkpoint)
+        converted = convert_state_dict(read_published(args.src), ema=args.ema)
     # Renamed when complete: nobody finds a half-written file.
     torch.save(dict(state_dict=converted), args.dst + '.tmp')
     os.replace(args.dst + '.tmp', args.dst)

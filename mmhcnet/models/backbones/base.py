@@ -1,4 +1,4 @@
-from typing import Callable, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhcnet.models.layers import Downsample, Stem
 
-Arch = Union[str, Dict[str, Sequence[int]]]
+Arch = Union[str, Dict[str, Any]]
 
 
 def parse_arch(arch: Arch, zoo: Dict[str, dict]) -> dict:
@@ -54,7 +54,8 @@ class HierarchicalBackbone(BaseModule):
 
     A subclass says what a block and a norm are; this class holds what all backbones share: which
     stages are built, output norms, drop path schedule, freezing and checkpointing. Stages and
-    norms that feed no output are not built, so every parameter gets a gradient.
+    norms that feed no output are not built, so every parameter gets a gradient. A subclass calls
+    ``self._freeze()`` at the end of its constructor, when all of its parts exist.
 
     The output of stage i goes through ``norm{i}``; the next stage continues from the map before
     that norm.
@@ -64,8 +65,8 @@ class HierarchicalBackbone(BaseModule):
         depths (Sequence[int]): Blocks of each stage.
         in_channels (int): Channels of the image.
         block (Callable): ``block(channels, drop_path)`` makes one block.
-        norm (Callable): ``norm(channels)`` makes the norms of stem and downsampling.
-        out_norm (Callable): ``out_norm(channels)`` makes ``norm{i}``.
+        stem_norm (Callable): ``stem_norm(channels)`` makes the norms of the stem.
+        norm (Callable): ``norm(channels)`` makes ``norm{i}`` and the norms of the downsampling.
         drop_path_rate (float): Rate of the last block; grows linearly from 0 over the depth.
         out_indices (Sequence[int]): Stages to return, ascending.
         frozen_stages (int): -1 freezes nothing, 0 the stem, n the stem and the first n stages
@@ -83,8 +84,8 @@ class HierarchicalBackbone(BaseModule):
                  depths: Sequence[int],
                  in_channels: int,
                  block: Callable[[int, float], nn.Module],
+                 stem_norm: Callable[[int], nn.Module],
                  norm: Callable[[int], nn.Module],
-                 out_norm: Callable[[int], nn.Module],
                  drop_path_rate: float,
                  out_indices: Sequence[int],
                  frozen_stages: int,
@@ -106,7 +107,7 @@ class HierarchicalBackbone(BaseModule):
         # The schedule spans all stages of the architecture, also those that are not built.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
         built = self.out_indices[-1] + 1
-        self.stem = Stem(in_channels, embed_dims[0], norm)
+        self.stem = Stem(in_channels, embed_dims[0], stem_norm)
         self.stages = nn.ModuleList(
             nn.ModuleList(block(dim, next(rates)) for _ in range(depth))
             for dim, depth in zip(embed_dims[:built], depths[:built]))
@@ -114,8 +115,7 @@ class HierarchicalBackbone(BaseModule):
             Downsample(c_in, c_out, norm)
             for c_in, c_out in zip(embed_dims[:built - 1], embed_dims[1:built]))
         for i in self.out_indices:
-            self.add_module(f'norm{i}', out_norm(embed_dims[i]))
-        self._freeze()
+            self.add_module(f'norm{i}', norm(embed_dims[i]))
 
     @staticmethod
     def _check_out_indices(out_indices: Sequence[int], stages: int) -> Tuple[int, ...]:
@@ -146,33 +146,43 @@ class HierarchicalBackbone(BaseModule):
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
-            x = self.forward_stage(stage, x)
+            x = self.forward_stage(stage, x, *self.stage_inputs(i, x))
             if i in self.out_indices:
                 outs.append(getattr(self, f'norm{i}')(x))
         return tuple(outs)
 
-    def forward_stage(self, stage: nn.ModuleList, x: Tensor) -> Tensor:
-        """The blocks of a stage: (B, C, H, W) -> (B, C, H, W)."""
+    def stage_inputs(self, i: int, x: Tensor) -> tuple:
+        """What all blocks of stage i take besides the map x (B, C, H, W): here nothing."""
+        return ()
+
+    def forward_stage(self, stage: nn.ModuleList, x: Tensor, *inputs: Any) -> Tensor:
+        """The blocks of a stage, each as ``block(x, *inputs)``: (B, C, H, W) -> (B, C, H, W)."""
         for block in stage:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, *inputs, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, *inputs)
         return x
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:
             return
         frozen = [self.stem]
-        for i, stage in enumerate(self.stages[:self.frozen_stages]):
-            frozen.append(stage)
-            if i > 0:
-                frozen.append(self.downsamples[i - 1])
-            if i in self.out_indices:
-                frozen.append(getattr(self, f'norm{i}'))
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
+        for i in range(min(self.frozen_stages, len(self.stages))):
+            frozen += self.stage_parts(i)
+        for part in frozen:
+            if isinstance(part, nn.Module):
+                part.eval()
+            part.requires_grad_(False)
+
+    def stage_parts(self, i: int) -> List[Union[nn.Module, nn.Parameter]]:
+        """All that belongs to stage i: its blocks, the downsampling into it, its norm."""
+        parts = [self.stages[i]]
+        if i > 0:
+            parts.append(self.downsamples[i - 1])
+        if i in self.out_indices:
+            parts.append(getattr(self, f'norm{i}'))
+        return parts
 
     def train(self, mode: bool = True) -> 'HierarchicalBackbone':
         """Sets the mode; frozen parts stay in eval mode. Returns self."""

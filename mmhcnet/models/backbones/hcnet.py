@@ -82,11 +82,12 @@ class HcNet(HierarchicalBackbone):
             **parse_arch(arch, ARCHS),
             in_channels=in_channels,
             block=block,
+            stem_norm=GroupNorm1,
             norm=GroupNorm1,
-            out_norm=GroupNorm1,
             drop_path_rate=drop_path_rate,
             out_indices=out_indices,
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
             init_cfg=init_cfg)
+        self._freeze()

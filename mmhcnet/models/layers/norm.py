@@ -1,4 +1,4 @@
-from torch import nn
+from torch import Tensor, nn
 
 
 class GroupNorm1(nn.GroupNorm):
@@ -6,3 +6,22 @@ class GroupNorm1(nn.GroupNorm):
 
     def __init__(self, num_channels: int):
         super().__init__(1, num_channels, eps=1e-5)
+
+
+class LayerNorm2d(nn.LayerNorm):
+    """LayerNorm over the channels of each pixel of a map.
+
+    Args:
+        num_channels (int): C.
+        eps (float): Added to the variance.
+    """
+
+    def __init__(self, num_channels: int, eps: float = 1e-5):
+        super().__init__(num_channels, eps=eps)
+        self.num_channels = num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        x = super().forward(x)
+        return x.permute(0, 3, 1, 2)  # (B, C, H, W)

@@ -1,0 +1,13 @@
+# A small vHeat on the embedded digits, for 2 CPU cores.
+_base_ = './hcnet_digits.py'
+
+model = dict(
+    backbone=dict(
+        type='mmhcnet.VHeat',
+        img_size=64,
+        arch=dict(post_norm=False, layer_scale=None),
+        # Most of vHeat's layers are linear.
+        init_cfg=dict(layer=['Conv2d', 'Linear'])))
+
+# A quarter of HcNet's: with 4e-3 vHeat is far behind after the first epochs.
+optim_wrapper = dict(optimizer=dict(lr=1e-3))

@@ -1,0 +1,202 @@
+import functools
+from typing import List, Optional, Sequence, Tuple, Union
+
+import torch
+from torch import Tensor, nn
+
+from mmhcnet.models.layers import DropPath, FreqEmbed, LayerNorm2d, Mlp, SpectralConduction
+from mmhcnet.registry import MODELS
+
+from .base import Arch, HierarchicalBackbone, parse_arch
+
+# post_norm: norms behind operator and MLP instead of before them. layer_scale: initial value of
+# a learned factor per channel on both, or None.
+ARCHS = {
+    'tiny': dict(embed_dims=[96, 192, 384, 768], depths=[2, 2, 6, 2],
+                 post_norm=False, layer_scale=None),
+    'small': dict(embed_dims=[96, 192, 384, 768], depths=[2, 2, 18, 2],
+                  post_norm=True, layer_scale=1e-5),
+    'base': dict(embed_dims=[128, 256, 512, 1024], depths=[2, 2, 18, 2],
+                 post_norm=True, layer_scale=1e-5),
+}
+
+
+class VHeatBlock(nn.Module):
+    """Conduction, then MLP, each residual::
+
+        x = x + DropPath(γ1 · Conduction(LN(x)))   pre-norm;   γ1 · LN(Conduction(x))   post-norm
+        x = x + DropPath(γ2 · MLP(LN(x)))          pre-norm;   γ2 · LN(MLP(x))          post-norm
+
+    Args:
+        channels (int): C.
+        conduction (nn.Module): (B, H, W, C) and freq_embed -> (B, H, W, C).
+        mlp (nn.Module): (B, H, W, C) -> (B, H, W, C).
+        post_norm (bool): Norms behind conduction and MLP instead of before them.
+        layer_scale (float, optional): Initial value of γ1 and γ2, parameters (C,); None: without.
+        drop_path (float): Probability of skipping conduction, or MLP, for a sample.
+    """
+
+    def __init__(self, channels: int, conduction: nn.Module, mlp: nn.Module, post_norm: bool,
+                 layer_scale: Optional[float], drop_path: float):
+        super().__init__()
+        self.post_norm = post_norm
+        self.norm1 = nn.LayerNorm(channels)
+        self.conduction = conduction
+        self.norm2 = nn.LayerNorm(channels)
+        self.mlp = mlp
+        self.gamma1 = self.gamma2 = None
+        if layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((channels, ), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((channels, ), float(layer_scale)))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+        """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
+        x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
+        if self.post_norm:
+            x = x + self._scaled(self.norm1(self.conduction(x, freq_embed)), self.gamma1)
+            x = x + self._scaled(self.norm2(self.mlp(x)), self.gamma2)
+        else:
+            x = x + self._scaled(self.conduction(self.norm1(x), freq_embed), self.gamma1)
+            x = x + self._scaled(self.mlp(self.norm2(x)), self.gamma2)
+        return x.permute(0, 3, 1, 2)  # (B, C, H, W)
+
+    def _scaled(self, branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
+        return self.drop_path(branch if gamma is None else branch * gamma)
+
+
+@MODELS.register_module()
+class VHeat(HierarchicalBackbone):
+    """vHeat: heat conduction solved in the frequency domain.
+
+    Each block conducts heat with a learned conductivity per frequency and channel
+    (:class:`~mmhcnet.models.layers.SpectralConduction`), then applies an MLP. Wang et al.,
+    "Building Vision Models upon Heat Conduction", CVPR 2025.
+
+    ``freq_embed.{i}``, (H_i, W_i, C_i), is one learned embedding for all blocks of stage i. It is
+    made for images of ``img_size`` and resized bicubically for others, on the fly and when a
+    checkpoint with another size is loaded.
+
+    Args:
+        arch (str or dict): 'tiny', 'small', 'base', or ``dict(embed_dims=[...], depths=[...],
+            post_norm=False, layer_scale=None)``.
+        in_channels (int): Channels of the image.
+        img_size (int): Image size that ``freq_embed`` is made for; any other size runs as well.
+        mlp_ratio (float): Hidden width of the MLP over its channels.
+        with_dwconv (bool): Depthwise convolution at the beginning of the operator.
+        with_gate (bool): Gate branch of the operator.
+        k (str or float): Conductivity: 'frequency' (the paper: from ``freq_embed``), 'learnable'
+            (one number per block) or a fixed number in pixels²; ``freq_embed`` exists for
+            'frequency' only.
+        drop_path_rate (float): Stochastic depth of the last block; grows linearly from 0.
+        out_indices (Sequence[int]): Stages to return, each through ``norm{i}``.
+        frozen_stages (int): -1 nothing, 0 the stem, n the stem and the first n stages with their
+            ``freq_embed``.
+        norm_eval (bool): Keep norm layers in eval mode during training. LayerNorm keeps no
+            running statistics, so outputs do not depend on it.
+        with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
+        init_cfg (dict, optional): mmengine's initialisation config, e.g.
+            ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
+
+    Raises:
+        ValueError: An argument out of range; an image smaller than 32 in H or W; after
+            :meth:`switch_to_deploy`, an image of another size.
+    """
+
+    def __init__(self,
+                 arch: Arch = 'tiny',
+                 in_channels: int = 3,
+                 img_size: int = 224,
+                 mlp_ratio: float = 4.,
+                 with_dwconv: bool = True,
+                 with_gate: bool = True,
+                 k: Union[str, float] = 'frequency',
+                 drop_path_rate: float = 0.,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 frozen_stages: int = -1,
+                 norm_eval: bool = False,
+                 with_cp: bool = False,
+                 init_cfg: Optional[dict] = None):
+        arch = parse_arch(arch, ARCHS)
+        post_norm, layer_scale = arch['post_norm'], arch['layer_scale']
+        if not isinstance(post_norm, bool):
+            raise ValueError(f'post_norm of an arch dict must be True or False, got {post_norm!r}')
+        if layer_scale is not None and not (
+                isinstance(layer_scale, (int, float)) and layer_scale > 0):
+            raise ValueError('layer_scale of an arch dict must be None or a number > 0, '
+                             f'got {layer_scale!r}')
+
+        def block(channels: int, drop_path: float) -> VHeatBlock:
+            return VHeatBlock(channels, SpectralConduction(channels, with_dwconv, with_gate, k),
+                              Mlp(channels, mlp_ratio), post_norm, layer_scale, drop_path)
+
+        super().__init__(
+            embed_dims=arch['embed_dims'],
+            depths=arch['depths'],
+            in_channels=in_channels,
+            block=block,
+            stem_norm=functools.partial(LayerNorm2d, eps=1e-6),
+            norm=LayerNorm2d,
+            drop_path_rate=drop_path_rate,
+            out_indices=out_indices,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg)
+        if not isinstance(img_size, int) or img_size < self.min_size:
+            raise ValueError(f'img_size must be an integer of at least {self.min_size}, '
+                             f'got {img_size!r}')
+        self.deploy_size: Optional[Tuple[int, int]] = None
+        self.freq_embed = FreqEmbed(
+            self._map_sizes((img_size, img_size)),
+            arch['embed_dims'][:len(self.stages)]) if k == 'frequency' else None
+        self._freeze()
+
+    def _map_sizes(self, size: Tuple[int, int]) -> List[Tuple[int, int]]:
+        """H and W of the map of every stage that is built, for an image of a size."""
+        # Each convolution with stride 2 rounds up: the stem has two, a downsampling one.
+        return [tuple(-(-n // 2**(i + 2)) for n in size) for i in range(len(self.stages))]
+
+    def stage_inputs(self, i: int, x: Tensor) -> tuple:
+        """The frequency embedding of stage i, (H, W, C) for the map x (B, C, H, W), or None."""
+        return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])), )
+
+    def stage_parts(self, i: int) -> list:
+        """All that belongs to stage i, its frequency embedding included."""
+        own = [] if self.freq_embed is None else [self.freq_embed[i]]
+        return super().stage_parts(i) + own
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """As :class:`HierarchicalBackbone`'s; after :meth:`switch_to_deploy` for one size only."""
+        if self.deploy_size not in (None, tuple(x.shape[2:])):
+            height, width = self.deploy_size
+            raise ValueError(
+                f'switch_to_deploy() folded this VHeat for images of {height}x{width}, got '
+                f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again')
+        return super().forward(x)
+
+    def switch_to_deploy(self, input_size: Union[int, Tuple[int, int]]) -> None:
+        """Folds ``freq_embed`` and ``to_k`` into one decay table per block, for one image size.
+
+        The output stays the same and ``freq_embed``, ``to_k`` and ``k`` are gone, so the model
+        can neither take another size nor learn k. Its state dict has ``decay`` instead.
+
+        Args:
+            input_size (int or tuple[int, int]): H and W of the images to come.
+
+        Raises:
+            ValueError: H or W is too small, or the model is folded already.
+        """
+        size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        if self.deploy_size is not None:
+            raise ValueError(f'this VHeat is folded for {self.deploy_size} already: rebuild the '
+                             'model and load its weights again')
+        if len(size) != 2 or min(size) < self.min_size:
+            raise ValueError(f'input_size must be H and W of at least {self.min_size}, '
+                             f'got {input_size!r}')
+        for i, (stage, map_size) in enumerate(zip(self.stages, self._map_sizes(size))):
+            freq_embed = None if self.freq_embed is None else self.freq_embed.at(i, map_size)
+            for block in stage:
+                block.conduction.switch_to_deploy(*map_size, freq_embed)
+        self.freq_embed = None
+        self.deploy_size = size

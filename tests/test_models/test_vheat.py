@@ -1,0 +1,415 @@
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mmhcnet import VHeat, convert_state_dict
+from mmhcnet.models.backbones.vheat import ARCHS
+
+SMALL = dict(embed_dims=[8, 12, 16, 20], depths=[1, 2, 1, 1], post_norm=False, layer_scale=None)
+POST = dict(SMALL, post_norm=True, layer_scale=0.5)
+# Every option in at least one line, against the defaults of the others.
+OPTIONS = {
+    'default': {},
+    'post-norm, layer scale': dict(arch=POST),
+    'pre-norm, layer scale': dict(arch=dict(SMALL, layer_scale=1e-5)),
+    'post-norm': dict(arch=dict(SMALL, post_norm=True)),
+    'k learnable': dict(k='learnable'),
+    'k fixed': dict(k=0.1),
+    'k fixed int': dict(k=1),
+    'no depthwise convolution': dict(with_dwconv=False),
+    'no gate': dict(with_gate=False),
+    'neither, k fixed': dict(with_dwconv=False, with_gate=False, k=2.0),
+    'mlp_ratio': dict(mlp_ratio=2.5),
+    'img_size': dict(img_size=64),
+    'drop path': dict(drop_path_rate=0.3),
+    'checkpointing': dict(with_cp=True),
+}
+OUT_INDICES = [(0, 1, 2, 3), (3, ), (0, ), (1, 2), (2, )]
+
+
+def build(**options):
+    return VHeat(**{'arch': SMALL, **options})
+
+
+def lively(model):
+    """With weights of order 1, so that the frequency embedding matters."""
+    for name, parameter in model.named_parameters():
+        if 'conduction' in name or 'freq_embed' in name:
+            nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def parameters(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize('arch, expected, without', [
+    ('tiny', 30_853_480, 30_289_000), ('small', 52_220_392, 51_655_912),
+    ('base', 92_132_328, 91_379_688)])
+def test_parameters_of_the_published_sizes(arch, expected, without):
+    with torch.device('meta'):
+        model = VHeat(arch, out_indices=(3, ))
+        head = nn.Linear(model.norm3.num_channels, 1000)
+    assert parameters(model) + parameters(head) == expected
+    assert expected - parameters(model.freq_embed) == without
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_every_arch_runs(arch):
+    model = VHeat(arch, out_indices=(0, 3)).eval()
+    with torch.no_grad():
+        outs = model(torch.randn(1, 3, 32, 33))
+    dims = ARCHS[arch]['embed_dims']
+    assert [tuple(o.shape) for o in outs] == [(1, dims[0], 8, 9), (1, dims[3], 1, 2)]
+    assert all(o.isfinite().all() for o in outs)
+
+
+@pytest.mark.parametrize('out_indices', OUT_INDICES)
+@pytest.mark.parametrize('options', OPTIONS.values(), ids=OPTIONS)
+def test_finite_output_and_a_gradient_for_every_parameter(options, out_indices):
+    model = build(out_indices=out_indices, **options).train()
+    outs = model(torch.randn(4, 3, 40, 35))
+    size = (10, 9)
+    for i in range(4):
+        if i in out_indices:
+            out = outs[out_indices.index(i)]
+            assert out.shape == (4, SMALL['embed_dims'][i], *size)
+            assert out.isfinite().all()
+        size = tuple((s + 1) // 2 for s in size)
+    sum((out * torch.randn_like(out)).sum() for out in outs).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f'{name} has no gradient'
+        assert parameter.grad.isfinite().all(), name
+    if not options.get('drop_path_rate'):
+        assert not [n for n, p in model.named_parameters() if not p.grad.any()]
+
+
+@pytest.mark.parametrize('size', [(32, 32), (33, 65), (32, 257), (95, 47)])
+def test_any_size_from_32(size):
+    outs = build().eval()(torch.randn(1, 3, *size))
+    height, width = ((s + 3) // 4 for s in size)
+    for out in outs:
+        assert out.shape[2:] == (height, width)
+        assert out.isfinite().all()
+        height, width = (height + 1) // 2, (width + 1) // 2
+
+
+@pytest.mark.parametrize('size', [(1024, 1024), (800, 1333)])
+def test_large_images(size):
+    with torch.no_grad():
+        outs = build().eval()(torch.randn(1, 3, *size))
+    assert outs[3].shape[2:] == (-(-size[0] // 32), -(-size[1] // 32))
+    assert all(out.isfinite().all() for out in outs)
+
+
+def test_in_channels():
+    assert build(in_channels=1)(torch.randn(1, 1, 32, 32))[3].shape == (1, 20, 1, 1)
+
+
+def test_freq_embed_belongs_to_the_stages_that_are_built():
+    model = build(out_indices=(0, 1), img_size=200)
+    assert [tuple(p.shape) for p in model.freq_embed] == [(50, 50, 8), (25, 25, 12)]
+    assert {'freq_embed.0', 'freq_embed.1'} <= set(model.state_dict())
+    assert not any('freq_embed' in key for key in build(k='learnable').state_dict())
+
+
+def test_frequency_embedding_and_switches_matter():
+    x = torch.randn(1, 3, 48, 48)
+    model = lively(build()).eval()
+    before = model(x)[3]
+    nn.init.constant_(model.freq_embed[0], 3.)
+    assert not torch.allclose(model(x)[3], before)
+    sizes = {parameters(build(**o)) for o in (
+        {}, dict(with_dwconv=False), dict(with_gate=False), dict(k='learnable'), dict(k=0.))}
+    assert len(sizes) == 5
+
+
+@pytest.mark.parametrize('frozen_stages', [-1, 0, 1, 3, 4])
+def test_frozen_stages(frozen_stages):
+    model = build(frozen_stages=frozen_stages, drop_path_rate=0.2).train()
+    if frozen_stages < 4:
+        sum(out.sum() for out in model(torch.randn(2, 3, 32, 32))).backward()
+
+    def is_frozen(module):
+        states = {p.requires_grad for p in module.parameters()}
+        assert len(states) == 1
+        frozen = not states.pop()
+        assert all(m.training != frozen for m in module.modules())
+        return frozen
+
+    assert is_frozen(model.stem) == (frozen_stages >= 0)
+    for i in range(4):
+        assert is_frozen(model.stages[i]) == (i < frozen_stages)
+        assert is_frozen(getattr(model, f'norm{i}')) == (i < frozen_stages)
+        assert model.freq_embed[i].requires_grad == (i >= frozen_stages)
+        if i:
+            assert is_frozen(model.downsamples[i - 1]) == (i < frozen_stages)
+    model.eval()
+    assert not any(m.training for m in model.modules())
+
+
+def test_train_and_eval_return_self():
+    model = build()
+    assert model.train() is model
+    assert model.eval() is model
+
+
+def test_norm_eval():
+    model = build(norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    assert norms and not any(m.training for m in norms)
+    assert model.stages[0][0].training
+
+
+def test_checkpointing_changes_nothing():
+    plain, recomputed = build(), build(with_cp=True)
+    recomputed.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 3, 48, 40)
+    for model in (plain, recomputed):
+        sum(out.square().sum() for out in model(x)).backward()
+    for (name, p), q in zip(plain.named_parameters(), recomputed.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_resized_embedding_is_kept_in_eval_mode_only():
+    model, x = lively(build()).eval(), torch.randn(1, 3, 64, 48)
+    kept = model.freq_embed._kept
+    model(x)
+    assert not kept  # a gradient is asked for
+    with torch.no_grad():
+        model(x)
+        first = {i: entry[1] for i, entry in kept.items()}
+        assert set(first) == {0, 1, 2, 3}
+        model(x)
+        assert all(kept[i][1] is first[i] for i in first)
+        model(torch.randn(1, 3, 48, 64))
+        assert kept[0][1].shape[:2] == (12, 16)
+        assert not any('_kept' in key for key in model.state_dict())
+        model.train()(x)
+    assert not kept
+
+
+@pytest.mark.parametrize('change', ['in place', 'load', 'data', 'to'])
+def test_kept_embedding_follows_the_parameter(change):
+    model, x = lively(build()).eval(), torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        before = model(x)[3]
+        if change == 'in place':
+            for p in model.freq_embed:
+                p.add_(1)
+        elif change == 'load':
+            state = {k: v + 1 if 'freq_embed' in k else v for k, v in model.state_dict().items()}
+            model.load_state_dict(state)
+        elif change == 'data':
+            # As mmengine's EMA hook swaps parameters, before the loop calls eval().
+            for p in model.freq_embed:
+                p.data.copy_(p.data + 1)
+            model.eval()
+        else:
+            for p in model.freq_embed:
+                p.add_(1)
+            model, x = model.double(), x.double()
+        fresh = copy.deepcopy(model)
+        assert torch.equal(model(x)[3], fresh(x)[3])
+        assert not torch.allclose(model(x)[3].float(), before)
+
+
+def test_kept_in_inference_mode_serves_training_later():
+    model, x = build().eval(), torch.randn(1, 3, 64, 48)
+    with torch.inference_mode():
+        expected = model(x)[3]
+    model.freq_embed.requires_grad_(False)
+    out = model(x)[3]
+    out.sum().backward()
+    assert torch.equal(out, expected)
+
+
+def test_copies_and_state_dict_round_trip():
+    model, x = lively(build()).eval(), torch.randn(1, 3, 48, 32)
+    with torch.no_grad():
+        expected = model(x)
+        other = build().eval()
+        other.load_state_dict(model.state_dict())
+        for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), other):
+            assert not copied.freq_embed._kept
+            for a, b in zip(expected, copied(x)):
+                assert torch.equal(a, b)
+
+
+def test_load_resizes_the_frequency_embedding_and_says_so(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmhcnet.models.layers.freq_embed.print_log',
+                        lambda line, logger: lines.append(line))
+    source, model = lively(build(img_size=64)), build(img_size=96)
+    state = source.state_dict()
+    model.load_state_dict(state)
+    assert len(lines) == 4
+    assert 'freq_embed.0: resized from 16x16 of the checkpoint to the 24x24' in lines[0]
+    assert state['freq_embed.0'].shape == (16, 16, 8)
+    torch.testing.assert_close(model.freq_embed[0], source.freq_embed.at(0, (24, 24)))
+    # What is made for an image size is not resized at that size.
+    x = torch.randn(1, 3, 96, 96)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(x), source.eval()(x))
+
+
+def test_load_names_what_does_not_fit():
+    other = build(arch=dict(SMALL, embed_dims=[8, 12, 16, 24]))
+    with pytest.raises(RuntimeError,
+                       match=r'VHeat(.|\n)*freq_embed\.3.*\[7, 7, 24\].*\[7, 7, 20\]'):
+        build().load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize('options', [{}, dict(arch=POST), dict(k='learnable'), dict(k=0.3),
+                                     dict(with_gate=False, with_dwconv=False)])
+@pytest.mark.parametrize('size', [(224, 224), (64, 50)])
+def test_deploy(options, size):
+    model, x = lively(build(**options)).eval(), torch.randn(1, 3, *size)
+    with torch.no_grad():
+        expected = model(x)
+        model.switch_to_deploy(size)
+        for a, b in zip(expected, model(x)):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert not [key for key in model.state_dict() if 'freq_embed' in key or 'to_k' in key]
+    with pytest.raises(ValueError, match=f'images of {size[0]}x{size[1]}, got 96x64: rebuild'):
+        model(torch.randn(1, 3, 96, 64))
+    with pytest.raises(ValueError, match='already: rebuild'):
+        model.switch_to_deploy(size)
+    again = build(**options)
+    again.switch_to_deploy(size)
+    again.load_state_dict(copy.deepcopy(model).state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval()(x)[3], model(x)[3])
+
+
+@pytest.mark.parametrize('input_size', [16, (64, 16), (64, 64, 64)])
+def test_deploy_size_is_checked(input_size):
+    with pytest.raises(ValueError, match='input_size must be H and W of at least 32'):
+        build().switch_to_deploy(input_size)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('options', [{}, dict(arch=POST)], ids=['pre', 'post'])
+def test_autocast(dtype, options):
+    model, x = build(**options).eval(), torch.randn(2, 3, 64, 80)
+    with torch.no_grad():
+        expected = model(x)
+        with torch.autocast('cpu', dtype=dtype):
+            outs = model(x)
+    for a, b in zip(expected, outs):
+        assert b.isfinite().all()
+        # The outputs are normed: of order 1.
+        assert (a - b.float()).abs().mean() < 0.03
+
+
+def test_autocast_trains():
+    model = build()
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = sum(out.float().square().mean() for out in model(torch.randn(2, 3, 64, 80)))
+    loss.backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_compiles():
+    model, x = build().eval(), torch.randn(1, 3, 64, 48)
+    with torch.no_grad():
+        compiled = torch.compile(model, backend='aot_eager')
+        torch.testing.assert_close(compiled(x)[3], model(x)[3], rtol=1e-4, atol=1e-5)
+    assert torch.equal(copy.deepcopy(model)(x)[3], model(x)[3])
+
+
+def test_result_is_independent_of_the_rest_of_the_batch():
+    model, x = lively(build()).eval(), torch.randn(3, 3, 40, 40)
+    together = model(x)
+    for i in range(3):
+        for a, b in zip(together, model(x[i:i + 1])):
+            torch.testing.assert_close(a[i:i + 1], b, rtol=1e-4, atol=1e-4)
+
+
+def test_caller_lists_are_not_changed_or_kept():
+    arch, out_indices = copy.deepcopy(SMALL), [0, 3]
+    model = VHeat(arch, out_indices=out_indices)
+    out_indices.append(9)
+    assert arch == SMALL and model.out_indices == (0, 3)
+
+
+def test_init_cfg_loads_a_checkpoint_of_another_size(tmp_path):
+    source = build(img_size=64)
+    state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    model = build(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'),
+                                prefix='backbone.'))
+    model.init_weights()
+    for (name, p), q in zip(source.named_parameters(), model.parameters()):
+        if 'freq_embed' not in name:
+            assert torch.equal(p, q), name
+    torch.testing.assert_close(model.freq_embed[1], source.freq_embed.at(1, (28, 28)))
+
+
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(arch='tinny'), r"arch must be one of \['tiny', 'small', 'base'\]"),
+    (dict(arch=dict(embed_dims=[8], depths=[1])),
+     r"needs exactly the keys \['depths', 'embed_dims', 'layer_scale', 'post_norm'\]"),
+    (dict(arch=dict(SMALL, post_norm='yes')), "True or False, got 'yes'"),
+    (dict(arch=dict(SMALL, layer_scale=0)), 'None or a number > 0, got 0'),
+    (dict(arch=dict(SMALL, layer_scale='small')), "got 'small'"),
+    (dict(k='dynamic'), r"k must be one of \('frequency', 'learnable'\) or a number >= 0"),
+    (dict(k=-0.1), 'a number >= 0, got -0.1'),
+    (dict(k=float('nan')), 'got nan'),
+    (dict(k=True), 'got True'),
+    (dict(img_size=31), 'img_size must be an integer of at least 32, got 31'),
+    (dict(img_size=(224, 224)), 'img_size must be an integer'),
+    (dict(out_indices=(4, )), r'from 0 to 3, got \(4,\)'),
+    (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
+    (dict(drop_path_rate=1.), r'drop_path_rate must be in \[0, 1\), got 1.0'),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        build(**kwargs)
+
+
+def test_unknown_keyword():
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gate'"):
+        build(gate=False)
+
+
+@pytest.mark.parametrize('size', [(31, 64), (64, 31), (1, 1)])
+def test_too_small_an_image(size):
+    with pytest.raises(ValueError, match=f'at least 32, got {size[0]}x{size[1]}: resize or pad'):
+        build()(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize('name, post_norm, layer_scale', [
+    ('prenorm', False, None), ('postnorm_layerscale', True, 1e-5)])
+def test_equals_the_published_model(golden, name, post_norm, layer_scale):
+    data = np.load(golden / f'vheat_official_small_{name}.npz')
+    state = {key[len('state.'):]: torch.from_numpy(data[key]) for key in data.files
+             if key.startswith('state.')}
+    converted = convert_state_dict(state)
+    arch = dict(embed_dims=[16, 32, 48, 64], depths=[1, 1, 2, 1], post_norm=post_norm,
+                layer_scale=layer_scale)
+    model = VHeat(arch, img_size=64, out_indices=(3, )).eval()
+    model.load_state_dict({key[len('backbone.'):]: value for key, value in converted.items()
+                           if key.startswith('backbone.')})
+
+    def check(ours, name):
+        torch.testing.assert_close(ours, torch.from_numpy(data[name]), rtol=0, atol=1e-5)
+
+    def logits():
+        pooled = model(torch.from_numpy(data['input']))[0].mean(dim=(2, 3))
+        return pooled @ converted['head.fc.weight'].T + converted['head.fc.bias']
+
+    with torch.no_grad():
+        check(logits(), 'logits')
+        x = model.stem(torch.from_numpy(data['downstream_input']))
+        for i, stage in enumerate(model.stages):
+            if i:
+                x = model.downsamples[i - 1](x)
+            x = model.forward_stage(stage, x, *model.stage_inputs(i, x))
+            check(x, f'downstream_stage{i}')
+        model.switch_to_deploy(64)
+        check(logits(), 'logits')
