@@ -67,7 +67,7 @@ def detected(out: Path) -> List[Image.Image]:
         scale = TILE / result['ori_shape'][1]
         kept = [i for i in range(len(found['scores'])) if found['scores'][i] > 0.5]
         for i in kept:
-            mask = Image.fromarray(coco_mask.decode(found['masks'][i]) * 140)
+            mask = Image.fromarray(coco_mask.decode(found['masks'][i]) * 110)
             tile.paste(COLOURS[int(found['labels'][i])], mask=mask.resize(tile.size))
         for i in kept:
             box = [scale * float(v) for v in found['bboxes'][i]]
