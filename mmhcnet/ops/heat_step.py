@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .backend import use_triton
+
 
 def heat_flux(z: Tensor, w: Optional[Tensor] = None) -> Tensor:
     """Net heat flowing into every pixel per unit time and unit k.
@@ -60,7 +62,13 @@ def _anisotropic_flux(z: Tensor, w: Tensor) -> Tensor:
     return F.conv2d(padded, kernel.view(-1, 1, 3, 3), groups=z.shape[1])
 
 
-def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor:
+def heat_step_ref(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor:
+    """:func:`heat_step` in plain torch."""
+    return z + k * heat_flux(z, w)
+
+
+def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
+              backend: str = 'auto') -> Tensor:
     """One explicit step: z' = z + k h(z), with h of :func:`heat_flux` (HcNet, equation 6c).
 
     Stable for k·Σw <= 1; the isotropic stencil has Σw = 1.
@@ -69,6 +77,7 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor
         z (Tensor): Temperature, (B, C, H, W), floating point.
         w (Tensor, optional): (C, 4) for the anisotropic stencil, None for the isotropic one.
         k (Tensor or float): Conduction rate in pixels², broadcastable to (B, C, 1, 1).
+        backend (str): 'auto', 'triton' or 'torch'; see :func:`~mmhcnet.ops.backend.use_triton`.
 
     Returns:
         Tensor: (B, C, H, W).
@@ -76,4 +85,7 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor
     Raises:
         ValueError: ``w`` is not (C, 4).
     """
-    return z + k * heat_flux(z, w)
+    if use_triton(backend, z):
+        from .triton.heat_step import heat_step as fused
+        return fused(z, w, k)
+    return heat_step_ref(z, w, k)

@@ -1,0 +1,61 @@
+"""Which implementation an operator runs: a fused Triton kernel or plain torch."""
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+BACKENDS = ('auto', 'triton', 'torch')
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@functools.lru_cache(maxsize=None)
+def _installed() -> bool:
+    # torch.library.custom_op and register_autograd are of torch 2.4.
+    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
+    return version >= (2, 4) and importlib.util.find_spec('triton') is not None
+
+
+def _interpreted() -> bool:
+    return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+def _exporting() -> bool:
+    # A fused kernel has no place in an exported graph.
+    return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+            or getattr(torch.compiler, 'is_exporting', lambda: False)())
+
+
+def use_triton(backend: str, x: Tensor) -> bool:
+    """Whether to run the Triton kernel of an operator on ``x``.
+
+    'auto' does for CUDA tensors in float32, float16 and bfloat16, where Triton is installed and
+    nothing is being exported. 'torch' never does.
+
+    Args:
+        backend (str): 'auto', 'triton' or 'torch'.
+        x (Tensor): The operator's field.
+
+    Raises:
+        ValueError: Unknown ``backend``.
+        RuntimeError: 'triton' where it cannot run; the message says why.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
+    if backend == 'torch':
+        return False
+    on_device = x.is_cuda or backend == 'triton' and _interpreted()
+    if backend == 'auto':
+        return on_device and x.dtype in _DTYPES and _installed() and not _exporting()
+    if not _installed():
+        raise RuntimeError("backend='triton' needs torch 2.4 or newer and the package triton: "
+                           "install them, or use backend='auto'")
+    if not on_device:
+        raise RuntimeError(f"backend='triton' needs a tensor on a GPU, got one on {x.device}: move "
+                           "it there, or use backend='auto' (TRITON_INTERPRET=1 runs the kernels "
+                           'on the CPU, slowly, for tests)')
+    if x.dtype not in _DTYPES:
+        raise RuntimeError(f"backend='triton' works in {_DTYPES}, got {x.dtype}: "
+                           "use backend='auto'")
+    return True
