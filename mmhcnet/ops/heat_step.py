@@ -88,4 +88,5 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
     if use_triton(backend, z):
         from .triton.heat_step import heat_step as fused
         return fused(z, w, k)
-    return heat_step_ref(z, w, k)
+    flux = heat_flux(z, w)
+    return torch.addcmul(z, k, flux) if isinstance(k, Tensor) else torch.add(z, flux, alpha=k)

@@ -142,7 +142,9 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(f'{type(self).__name__} needs H and W of at least {self.min_size}, '
                              f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')
         outs = []
-        x = self.stem(x)
+        # Channels last: products over channels and depthwise convolutions need no other layout,
+        # and none of the layers changes it.
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)

@@ -1,8 +1,8 @@
-from typing import Optional, Sequence, Union
+from typing import Optional, Sequence, Tuple, Union
 
 from torch import Tensor, nn
 
-from mmhcnet.models.layers import GroupNorm1, HeatConduction, Refinement
+from mmhcnet.models.layers import GroupNorm1, HeatConduction, Refinement, recompute
 from mmhcnet.registry import MODELS
 
 from .base import Arch, HierarchicalBackbone, parse_arch
@@ -16,7 +16,11 @@ ARCHS = {
 
 
 class HcBlock(nn.Module):
-    """Conduction, then refinement: HcNet's block. (B, C, H, W) -> (B, C, H, W)."""
+    """Conduction, then refinement: HcNet's block. (B, C, H, W) -> (B, C, H, W).
+
+    For the backward pass it keeps its input and the hidden layer before GELU, five maps of C
+    channels instead of the sixteen that autograd would keep.
+    """
 
     def __init__(self, conduction: HeatConduction, refinement: Refinement):
         super().__init__()
@@ -24,7 +28,12 @@ class HcBlock(nn.Module):
         self.refinement = refinement
 
     def forward(self, z: Tensor) -> Tensor:
-        return self.refinement(self.conduction(z))
+        u, p = recompute(self._conduct_and_expand, z, self.conduction.dropped_rate(z))
+        return self.refinement.add_to(u, p)
+
+    def _conduct_and_expand(self, z: Tensor, k: Tensor) -> Tuple[Tensor, Tensor]:
+        u = self.conduction.step(z, k)
+        return u, self.refinement.expand(u)
 
 
 @MODELS.register_module()

@@ -1,10 +1,11 @@
 import functools
-from typing import List, Optional, Sequence, Tuple, Union
+from typing import Callable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from mmhcnet.models.layers import DropPath, FreqEmbed, LayerNorm2d, Mlp, SpectralConduction
+from mmhcnet.models.layers import (DropPath, FreqEmbed, LayerNorm2d, Mlp, SpectralConduction,
+                                   recompute)
 from mmhcnet.registry import MODELS
 
 from .base import Arch, HierarchicalBackbone, parse_arch
@@ -53,16 +54,25 @@ class VHeatBlock(nn.Module):
     def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
         """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        if self.post_norm:
-            x = x + self._scaled(self.norm1(self.conduction(x, freq_embed)), self.gamma1)
-            x = x + self._scaled(self.norm2(self.mlp(x)), self.gamma2)
-        else:
-            x = x + self._scaled(self.conduction(self.norm1(x), freq_embed), self.gamma1)
-            x = x + self._scaled(self.mlp(self.norm2(x)), self.gamma2)
+        x = self._add(x, self.norm1, self.conduction.mix,
+                      lambda y: self.conduction.conduct(y, freq_embed), self.gamma1)
+        x = self._add(x, self.norm2, self.mlp.expand, self.mlp.project, self.gamma2)
         return x.permute(0, 3, 1, 2)  # (B, C, H, W)
 
-    def _scaled(self, branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
-        return self.drop_path(branch if gamma is None else branch * gamma)
+    def _add(self, x: Tensor, norm: nn.Module, first: Callable, second: Callable,
+             gamma: Optional[Tensor]) -> Tensor:
+        """Adds the branch second(first(x)), of which x and first's result are kept."""
+        if self.post_norm:
+            y = recompute(second, recompute(first, x))
+            y = recompute(lambda y: self._scaled(norm(y), gamma), y)
+        else:
+            y = recompute(second, recompute(lambda x: first(norm(x)), x))
+            y = self._scaled(y, gamma)
+        return x + self.drop_path(y)
+
+    @staticmethod
+    def _scaled(branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
+        return branch if gamma is None else branch * gamma
 
 
 @MODELS.register_module()

@@ -69,10 +69,17 @@ class HeatConduction(nn.Module):
             return z.new_full((z.shape[0], 1, 1, 1), self.k)
         return torch.sigmoid(self.k).view(1, 1, 1, 1).expand(z.shape[0], -1, -1, -1)
 
+    def dropped_rate(self, z: Tensor) -> Tensor:
+        """The rate k after DropPath: dropping k h drops samples, so k, which is small, is enough."""
+        return self.drop_path(self.rate(z))
+
+    def step(self, z: Tensor, k: Tensor) -> Tensor:
+        """z + k h: (B, C, H, W) and (B, C, 1, 1) -> (B, C, H, W)."""
+        return heat_step(z, self.w, k)
+
     def forward(self, z: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        # Dropping k h drops whole samples, so it can be done on k, which is small.
-        return heat_step(z, self.w, self.drop_path(self.rate(z)))
+        return self.step(z, self.dropped_rate(z))
 
     def extra_repr(self) -> str:
         return f'stencil={self.stencil}'

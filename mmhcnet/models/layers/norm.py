@@ -1,11 +1,17 @@
 from torch import Tensor, nn
 
+from mmhcnet.ops import group_norm_1
+
 
 class GroupNorm1(nn.GroupNorm):
     """GroupNorm with one group (eps 1e-5): each sample is normalised over (C, H, W)."""
 
     def __init__(self, num_channels: int):
         super().__init__(1, num_channels, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        return group_norm_1(x, self.weight, self.bias, self.eps)
 
 
 class LayerNorm2d(nn.LayerNorm):

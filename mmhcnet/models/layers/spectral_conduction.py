@@ -79,16 +79,19 @@ class SpectralConduction(nn.Module):
             k = F.softplus(self.k)
         return spectral_decay(k, height, width)
 
-    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
-        """(B, H, W, C) and (H, W, C) -> (B, H, W, C).
-
-        ``freq_embed`` is needed for ``k='frequency'`` only.
-        """
+    def mix(self, x: Tensor) -> Tensor:
+        """Linear(DWConv3x3(x)): (B, H, W, C) -> (B, H, W, 2C), phi and gate, or phi only."""
         if self.dwconv is not None:
             x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
             x = self.dwconv(x)
             x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        x = self.fc_in(x)
+        return self.fc_in(x)
+
+    def conduct(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+        """The rest: heat conduction of phi, norm, gate, linear; x as :meth:`mix` returns it.
+
+        ``freq_embed`` (H, W, C) is needed for ``k='frequency'`` only. Returns (B, H, W, C).
+        """
         phi, gate = x.chunk(2, dim=-1) if self.with_gate else (x, None)
         decay = self.decay
         if decay is None:
@@ -97,6 +100,10 @@ class SpectralConduction(nn.Module):
         if gate is not None:
             u = u * F.silu(gate)
         return self.fc_out(u)
+
+    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+        """(B, H, W, C) and (H, W, C) -> (B, H, W, C)."""
+        return self.conduct(self.mix(x), freq_embed)
 
     @torch.no_grad()
     def switch_to_deploy(self, height: int, width: int, freq_embed: Optional[Tensor]) -> None:
