@@ -133,7 +133,8 @@ class HierarchicalBackbone(BaseModule):
             x (Tensor): (B, in_channels, H, W), H and W at least 32 (for four stages).
 
         Returns:
-            tuple[Tensor]: (B, C_i, H_i, W_i) with H_i = ceil(H / 4 / 2^i), likewise W_i.
+            tuple[Tensor]: (B, C_i, H_i, W_i) with H_i = ceil(H / 4 / 2^i), likewise W_i;
+            contiguous.
 
         Raises:
             ValueError: H or W is too small.
@@ -150,7 +151,9 @@ class HierarchicalBackbone(BaseModule):
                 x = self.downsamples[i - 1](x)
             x = self.forward_stage(stage, x, *self.stage_inputs(i, x))
             if i in self.out_indices:
-                outs.append(getattr(self, f'norm{i}')(x))
+                # Contiguous, because mmcv's operators, RoIAlign for one, read the memory in that
+                # order whatever the strides say, and a neck keeps the layout that it is given.
+                outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
 
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
