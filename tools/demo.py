@@ -1,4 +1,4 @@
-"""Train and test HcNet in all three tasks on the embedded digits; a table and three pictures."""
+"""Train and test HcNet and vHeat in all three tasks on the embedded digits: a table, six pictures."""
 import argparse
 import colorsys
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Callable, Dict, List, NamedTuple
 
@@ -23,8 +24,11 @@ COLOURS = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(d / 10, 0.75, 1)) f
 FONT = ImageFont.load_default(20)
 
 
+FAMILIES = dict(hcnet='HcNet', vheat='vHeat')
+
+
 class Task(NamedTuple):
-    """What to run and to show: config, metrics (key in the log, name in the table), pictures."""
+    """What to run and to show: config of a family, metrics (key in the log, name), pictures."""
     name: str
     config: str
     metrics: Dict[str, str]
@@ -99,22 +103,23 @@ def segmented(out: Path) -> List[Image.Image]:
     return tiles
 
 
-TASKS = [
-    Task('classification', 'classification/hcnet_digits.py',
-         {'accuracy/top1': 'top-1 (%)'}, 'predictions.pkl', classified),
-    Task('detection', 'detection/mask_rcnn_hcnet_digits.py',
-         {'coco/bbox_mAP': 'box mAP', 'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP': 'mask mAP'},
-         'predictions.pkl', detected),
-    Task('segmentation', 'segmentation/upernet_hcnet_digits.py',
-         {'mIoU': 'mIoU (%)'}, 'label_maps', segmented),
-]
+CLASSIFICATION = Task(
+    'classification', 'classification/{}_digits.py', {'accuracy/top1': 'top-1 (%)'},
+    'predictions.pkl', classified)
+DETECTION = Task(
+    'detection', 'detection/mask_rcnn_{}_digits.py',
+    {'coco/bbox_mAP': 'box mAP', 'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP': 'mask mAP'},
+    'predictions.pkl', detected)
+SEGMENTATION = Task(
+    'segmentation', 'segmentation/upernet_{}_digits.py', {'mIoU': 'mIoU (%)'}, 'label_maps',
+    segmented)
 
 
-def run(task: str, log: Path, threads: int, *command) -> None:
+def run(name: str, log: Path, threads: int, *command) -> None:
     """Run one of the tools; its progress is shown, everything goes to the log file."""
-    print(f'{task}: {" ".join(map(str, command))}', flush=True)
+    print(f'{name}: {" ".join(map(str, command))}', flush=True)
     # Spinning threads and a data loader on the same few cores hold each other up.
-    env = {'OMP_WAIT_POLICY': 'PASSIVE', 'OMP_NUM_THREADS': str(threads), **os.environ}
+    env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'OMP_NUM_THREADS': str(threads)}
     with open(log, 'w') as file, subprocess.Popen(
             [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True) as process:
@@ -122,27 +127,31 @@ def run(task: str, log: Path, threads: int, *command) -> None:
             file.write(line)
             progress = re.search(r'(Epoch|Iter)\((train|val|test)\).*', line)
             if progress:
-                print(f'{task}: {progress[0][:130]}', flush=True)
+                print(f'{name}: {progress[0][:130]}', flush=True)
     if process.returncode:
-        sys.exit(f'{task} failed; the end of {log}:\n\n{log.read_text()[-2000:]}')
+        sys.exit(f'{name} failed; the end of {log}:\n\n{log.read_text()[-2000:]}')
 
 
-def train_and_test(task: Task, work_dir: Path, threads: int, *options) -> List[tuple]:
-    """Train, test, draw; returns the rows of the table."""
-    folder = work_dir / task.name
+def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> Dict[str, str]:
+    """Train, test, draw; returns what goes into the table."""
+    folder = work_dir / family / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    config, out, picture = CONFIGS / task.config, folder / task.out, work_dir / f'{task.name}.png'
+    config, out = CONFIGS / task.config.format(family), folder / task.out
+    name, options = f'{FAMILIES[family]} {task.name}', []
+    if task is not CLASSIFICATION:
+        # From the classifier, as they would start from ImageNet.
+        options = ['--pretrained', checkpoint(work_dir / family / CLASSIFICATION.name)]
     start = time.time()
-    run(task.name, folder / 'train.txt', threads, TOOLS / 'train.py', config,
+    run(name, folder / 'train.txt', threads, TOOLS / 'train.py', config,
         '--work-dir', folder, '--no-validate', *options)
     seconds = time.time() - start
-    run(task.name, folder / 'test.txt', threads, TOOLS / 'test.py', config, checkpoint(folder),
+    run(name, folder / 'test.txt', threads, TOOLS / 'test.py', config, checkpoint(folder),
         '--work-dir', folder / 'test', '--out', out)
     newest = max((folder / 'test').glob('*/*.json'), key=lambda p: p.stat().st_mtime)
     metrics = json.loads(newest.read_text())
-    sheet(task.tiles(out)).save(picture)
-    return [(task.name, name, f'{metrics[key]:.3g}', f'{seconds:.0f} s', str(picture))
-            for key, name in task.metrics.items()]
+    sheet(task.tiles(out)).save(work_dir / f'{family}_{task.name}.png')
+    return {**{metric: f'{metrics[key]:.3g}' for key, metric in task.metrics.items()},
+            'training': f'{seconds:.0f} s'}
 
 
 def checkpoint(folder: Path) -> str:
@@ -157,6 +166,20 @@ def sheet(tiles: List[Image.Image]) -> Image.Image:
     return canvas
 
 
+def side_by_side(tasks: List[Task], work_dir: Path) -> Dict[tuple, Dict[str, str]]:
+    """Both families in some tasks; as many runs at a time as there are cores, up to all of them.
+
+    Models as small as these gain little from a second core.
+    """
+    jobs = list(product(tasks, FAMILIES))
+    cores = os.cpu_count()
+    at_a_time = min(cores, len(jobs))
+    with ThreadPoolExecutor(at_a_time) as pool:
+        futures = {(task.name, family): pool.submit(
+            train_and_test, family, task, work_dir, cores // at_a_time) for task, family in jobs}
+        return {key: future.result() for key, future in futures.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
@@ -164,23 +187,21 @@ def main() -> None:
     args = parser.parse_args()
     start = time.time()
     subprocess.run([sys.executable, TOOLS / 'dataset_converters' / 'make_digits.py'], check=True)
-    cores = os.cpu_count()
-    classifier, *others = TASKS
-    rows = train_and_test(classifier, args.work_dir, cores)
-    # Detector and segmentor start from the classifier, as they would from ImageNet; side by side,
-    # because models as small as these gain little from a second core.
-    options = ['--pretrained', checkpoint(args.work_dir / classifier.name)]
-    with ThreadPoolExecutor() as pool:
-        for finished in [pool.submit(train_and_test, task, args.work_dir, max(1, cores // 2),
-                                     *options) for task in others]:
-            rows += finished.result()
+    # The classifiers first: the others start from them.
+    results = {**side_by_side([CLASSIFICATION], args.work_dir),
+               **side_by_side([DETECTION, SEGMENTATION], args.work_dir)}
 
-    header = ('task', 'metric', 'value', 'training', 'picture')
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    rows = [('task', 'metric', *FAMILIES.values())]
+    for task in (CLASSIFICATION, DETECTION, SEGMENTATION):
+        for metric in (*task.metrics.values(), 'training'):
+            rows.append((task.name, metric, *(
+                results[task.name, family][metric] for family in FAMILIES)))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
-    for row in [header, tuple('-' * w for w in widths), *rows]:
+    for row in [rows[0], tuple('-' * w for w in widths), *rows[1:]]:
         print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
-    print(f'\nHcNet on the embedded digits, val split: {time.time() - start:.0f} s in total')
+    print(f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total; predictions '
+          f'drawn: {args.work_dir}/{{{",".join(FAMILIES)}}}_*.png')
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 # More than four fifths of the pixels are background.
-loss_decode = dict(class_weight=[0.1] + [1.0] * 10)
+loss_decode = dict(class_weight=[0.3] + [1.0] * 10)
 
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[60.] * 3, size=(128, 128)),
@@ -17,5 +17,5 @@ model = dict(
         # As in classification/hcnet_digits.py.
         init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in')),
     decode_head=dict(
-        in_channels=[32, 64, 96, 128], channels=64, num_classes=11, loss_decode=loss_decode),
+        in_channels=[32, 64, 96, 128], channels=32, num_classes=11, loss_decode=loss_decode),
     auxiliary_head=dict(in_channels=96, channels=32, num_classes=11, loss_decode=loss_decode))

@@ -157,7 +157,7 @@ def make_background(rng, size):
         size (int): Height and width in pixels.
 
     Returns:
-        ndarray: (size, size, 3) float64 in [0, 255].
+        ndarray: (size, size, 3) float64 in [0, 130].
     """
     y = (np.arange(size) / size - 0.5)[:, None]
     x = (np.arange(size) / size - 0.5)[None, :]
@@ -167,15 +167,15 @@ def make_background(rng, size):
         waves = size * (_between(rng, -1, 1) * x + _between(rng, -1, 1) * y) / _between(rng, 5, 14)
         triangle = np.abs(2 * (waves - np.floor(waves)) - 1)
         pattern = pattern + _between(rng, 0.2, 0.5) * triangle
-    # half grey, half any colour: digits are drawn in any colour and so stand out
-    base = 127.5 * (rng.random_sample() + rng.random_sample(3))
-    tints = 220 * (rng.random_sample((2, 3)) - 0.5)
+    # Dark, with the digits brighter: which of the two is ink has not to be learned as well.
+    base = 45 * (rng.random_sample() + rng.random_sample(3))
+    tints = 130 * (rng.random_sample((2, 3)) - 0.5)
     image = base + tints[0] * noise[..., None] + tints[1] * pattern[..., None]
-    return np.clip(image, 0, 255)
+    return np.clip(image, 0, 130)
 
 
 def _draw_colour(rng, patch):
-    """Draw a colour that stands out from the patch it is to be painted on.
+    """Draw a bright colour that stands out from the patch it is to be painted on.
 
     At most one pixel in 20, of the background or of a digit below, may be nearer to the colour than
     a drawn least distance. If 50 colours fail, the best of them is taken.
@@ -185,12 +185,12 @@ def _draw_colour(rng, patch):
         patch (ndarray): (h, w, 3) float64 in [0, 255].
 
     Returns:
-        ndarray: (3,) float64 in [0, 255].
+        ndarray: (3,) float64 in [110, 255].
     """
-    least = _between(rng, 60, 110)
+    least = _between(rng, 40, 90)
     best, best_near = None, patch.size
     for _ in range(50):
-        colour = 255 * rng.random_sample(3)
+        colour = 110 + 145 * rng.random_sample(3)
         red, green, blue = np.moveaxis(np.abs(patch - colour), -1, 0)
         near = np.count_nonzero(0.3 * red + 0.6 * green + 0.1 * blue < least)
         if near < best_near:
@@ -200,7 +200,7 @@ def _draw_colour(rng, patch):
     return best
 
 
-def compose_scene(rng, glyphs, size=128, heights=(36, 80), min_visible=0.6):
+def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
     """Compose glyphs on a textured background; each covers the ones before it.
 
     Position, height, width, slant, stroke weight and colour are drawn per glyph. Every glyph lies
@@ -241,7 +241,7 @@ def _place(rng, glyph, masks, full_areas, heights, min_visible):
     for _ in range(1000):
         coverage = render_glyph(glyph, height=_between(rng, *heights),
                                 aspect=_between(rng, 0.75, 1.1), slant=_between(rng, -0.2, 0.2),
-                                threshold=_between(rng, 0.38, 0.5))
+                                threshold=_between(rng, 0.32, 0.44))
         height, width = coverage.shape
         if max(height, width) > size:
             continue

@@ -110,7 +110,7 @@ def test_masks(scenes):
         assert masks.dtype == bool and 2 <= len(masks) == len(labels) <= 4
         assert masks.sum(axis=0).max() == 1
         visible = masks.sum(axis=(1, 2)) / full_areas
-        assert visible.min() >= 0.6 and visible.max() <= 1
+        assert visible.min() >= 0.8 and visible.max() <= 1
     counts = {len(masks) for _, masks, _, _ in scenes}
     assert counts == {2, 3, 4}
     assert any(np.any(masks.sum(axis=(1, 2)) < full) for _, masks, _, full in scenes)

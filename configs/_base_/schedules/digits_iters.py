@@ -1,10 +1,10 @@
-# 1000 iterations of batches of 8; minutes on 2 CPU cores.
+# 500 iterations of batches of 8; minutes on 2 CPU cores.
 _base_ = './digits.py'
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=50, end=1000),
+    dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=50, end=500),
 ]
 train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
+    _delete_=True, type='IterBasedTrainLoop', max_iters=500, val_interval=500)
