@@ -8,6 +8,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mmhcnet.models.layers import Downsample, Stem
 
+from .weights import check_fit, describe
+
 Arch = Union[str, Dict[str, Any]]
 
 
@@ -54,8 +56,9 @@ class HierarchicalBackbone(BaseModule):
 
     A subclass says what a block and a norm are; this class holds what all backbones share: which
     stages are built, output norms, drop path schedule, freezing and checkpointing. Stages and
-    norms that feed no output are not built, so every parameter gets a gradient. A subclass calls
-    ``self._freeze()`` at the end of its constructor, when all of its parts exist.
+    norms that feed no output are not built, so every parameter gets a gradient. Loading weights of
+    another family or size is a ValueError that names both. A subclass calls ``self._freeze()`` at
+    the end of its constructor, when all of its parts exist.
 
     The output of stage i goes through ``norm{i}``; the next stage continues from the map before
     that norm.
@@ -188,6 +191,13 @@ class HierarchicalBackbone(BaseModule):
         if i in self.out_indices:
             parts.append(getattr(self, f'norm{i}'))
         return parts
+
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        # mmengine only warns of weights that do not fit, and goes on with random ones.
+        found = describe({key[len(prefix):]: value for key, value in state_dict.items()
+                          if key.startswith(prefix)})
+        check_fit(found, describe(self.state_dict()))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def train(self, mode: bool = True) -> 'HierarchicalBackbone':
         """Sets the mode; frozen parts stay in eval mode. Returns self."""

@@ -1,0 +1,62 @@
+import re
+from typing import Dict, List, NamedTuple, Optional
+
+from torch import Tensor
+
+# One norm of C channels per block, by the name that it has in each family.
+_BLOCK_NORMS = {
+    'HcNet': r'stages\.(\d+)\.(\d+)\.refinement\.norm\.weight',
+    'VHeat': r'stages\.(\d+)\.(\d+)\.norm1\.weight',
+    "the authors' HcNet": r'layers\.(\d+)\.blocks\.(\d+)\.norm2\.weight',
+    "the authors' vHeat": r'layers\.(\d+)\.(\d+)\.norm1\.weight',
+}
+
+
+class Weights(NamedTuple):
+    """What a state dict of a backbone is of."""
+    family: str
+    embed_dims: List[int]
+    depths: List[int]
+
+    def __str__(self) -> str:
+        return f'{self.family} with embed_dims {self.embed_dims} and depths {self.depths}'
+
+
+def describe(state_dict: Dict[str, Tensor]) -> Optional[Weights]:
+    """Family and size by the names and shapes in a state dict, whose keys have no prefix.
+
+    Returns:
+        Weights, optional: None for neither HcNet nor vHeat, in our names or the authors'.
+    """
+    for family, pattern in _BLOCK_NORMS.items():
+        blocks = {tuple(map(int, match.groups())): state_dict[match[0]].numel()
+                  for match in map(re.compile(pattern).fullmatch, state_dict) if match}
+        if blocks:
+            stages = 1 + max(stage for stage, _ in blocks)
+            depths = [1 + max((j for i, j in blocks if i == stage), default=-1)
+                      for stage in range(stages)]
+            return Weights(family, [blocks.get((i, 0), 0) for i in range(stages)], depths)
+    return None
+
+
+def check_fit(found: Optional[Weights], here: Weights) -> None:
+    """Make sure that weights belong to a backbone; either may have fewer stages than the other.
+
+    Args:
+        found (Weights, optional): Of the checkpoint. None is let through: a state dict may hold
+            other parts of a model only.
+        here (Weights): Of the model.
+
+    Raises:
+        ValueError: Another family, another size, or the authors' names.
+    """
+    if found is None:
+        return
+    n = min(len(found.depths), len(here.depths))
+    if (found.family == here.family and found.embed_dims[:n] == here.embed_dims[:n]
+            and found.depths[:n] == here.depths[:n]):
+        return
+    cure = 'take the checkpoint or the config of the other'
+    if 'authors' in found.family:
+        cure = 'convert it with tools/model_converters/official_to_mmhcnet.py'
+    raise ValueError(f'the checkpoint is of {found}, the model is {here}: {cure}')
