@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 CLASSES = tuple('0123456789')
-VERSION = 1
+VERSION = 2
 
 # (classification folder, detection folder, segmentation folder), training then validation
 SPLITS = (('train', 'train2017', 'training'), ('val', 'val2017', 'validation'))
