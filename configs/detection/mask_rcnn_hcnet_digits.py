@@ -18,9 +18,13 @@ model = dict(
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
-        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=10),
+        # One box regression and one mask for all classes: they see ten times as many digits.
+        bbox_head=dict(
+            in_channels=64, fc_out_channels=256, num_classes=10, reg_class_agnostic=True),
         mask_roi_extractor=dict(out_channels=64, roi_layer=dict(sampling_ratio=2)),
-        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2, num_classes=10)),
+        mask_head=dict(
+            in_channels=64, conv_out_channels=64, num_convs=2, num_classes=10,
+            class_agnostic=True)),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),
         rpn_proposal=dict(nms_pre=500, max_per_img=200),
