@@ -135,7 +135,7 @@ def heat_and_bounds(out: Path) -> List[str]:
     for (name, w), style in zip(runs.items(), ('-', '--', '-.', ':')):
         fields = run(z, w, k, steps)
         change = [100 * (f.sum() / z.sum() - 1).item() for f in fields]
-        said.append(f'total heat after {steps} steps, {name}: {change[-1]:+.2f} %')
+        said.append(f'total heat after {steps} steps, {name}: {round(change[-1], 2) + 0.:+.2f} %')
         left.plot(change, style, lw=2, label=name)
     left.set_yscale('symlog', linthresh=1e-3)
     left.set(xlabel='steps', ylabel='change of total heat (%), linear below 0.001')
