@@ -7,8 +7,12 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-# Proposals per image that Mask R-CNN's box head sees at test time; its mask head sees 100.
-PROPOSALS = 1000
+# Per image, at test time: the proposals that Mask R-CNN's box head sees, and the boxes of which
+# its mask head draws masks.
+PROPOSALS, MASKS = 1000, 100
+
+# H and W at which papers count, by default_scope: the ImageNet crop, Mask R-CNN, UperNet.
+SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 
 
 class Complexity(NamedTuple):
@@ -26,20 +30,22 @@ def _count(model: nn.Module, run, *inputs) -> Complexity:
 
 
 def _run_detector(model: nn.Module, image: Tensor) -> None:
-    # A fixed number of boxes instead of those that survive NMS with random weights.
-    from mmdet.structures.bbox import bbox2roi
-    features = model.extract_feat(image)
-    model.rpn_head(features)
-    height, width = image.shape[2:]
-    boxes = torch.rand(PROPOSALS, 4) * torch.tensor([width / 2, height / 2] * 2)
-    boxes[:, 2:] += boxes[:, :2]
-    rois = bbox2roi([boxes])
-    model.roi_head._bbox_forward(features, rois)
-    if model.roi_head.with_mask:
-        model.roi_head._mask_forward(features, rois[:100])
+    # A fixed number of boxes instead of those that survive NMS with random weights. What RoIAlign
+    # would give to the heads is made up: it has neither a convolution nor a matrix product, and no
+    # implementation for tensors without data.
+    model.rpn_head(model.extract_feat(image))
+    heads = model.roi_head
+    for boxes, head, extractor in (
+            (PROPOSALS, 'bbox_head', 'bbox_roi_extractor'),
+            (MASKS, 'mask_head', 'mask_roi_extractor')):
+        if getattr(heads, head, None) is not None:
+            regions = getattr(heads, extractor)
+            size = regions.roi_layers[0].output_size
+            getattr(heads, head)(image.new_empty(boxes, regions.out_channels, *size))
 
 
-def count_complexity(cfg: Config, shape: Tuple[int, int]) -> Tuple[Complexity, Complexity]:
+def count_complexity(cfg: Config, shape: Tuple[int, int],
+                     folded: bool = False) -> Tuple[Complexity, Complexity]:
     """Backbone and whole model of a config, for one image.
 
     Two-stage detectors are counted with 1000 proposals in the box head and 100 in the mask head.
@@ -47,14 +53,23 @@ def count_complexity(cfg: Config, shape: Tuple[int, int]) -> Tuple[Complexity, C
     Args:
         cfg (Config): A config of mmpretrain, mmdet or mmseg.
         shape (tuple[int]): H and W of the image.
+        folded (bool): Count after ``backbone.switch_to_deploy(shape)``.
 
     Returns:
         tuple[Complexity]: Of the backbone, and of the whole model without losses.
+
+    Raises:
+        ValueError: ``folded`` for a backbone that has no form to fold to.
     """
     init_default_scope(cfg.default_scope)
-    # One process and evaluation only: there SyncBN is BN, and BN runs without a GPU.
-    model = MODELS.build(cfg.model).eval()
-    image = torch.zeros(1, 3, *shape)
+    # In eval mode SyncBN is BN, which runs without a GPU. Shapes are all that counting needs, so
+    # nothing is computed: a tensor on 'meta' has no data. Not every model can be built there.
+    model = MODELS.build(cfg.model).eval().to('meta')
+    if folded:
+        if not hasattr(model.backbone, 'switch_to_deploy'):
+            raise ValueError(f'{type(model.backbone).__name__} has no form to fold to; VHeat has')
+        model.backbone.switch_to_deploy(shape)
+    image = torch.empty(1, 3, *shape, device='meta')
     whole = (lambda x: _run_detector(model, x)) if hasattr(model, 'roi_head') else (
         lambda x: model(x, mode='tensor'))
     return _count(model.backbone, model.backbone, image), _count(model, whole, image)

@@ -1,4 +1,5 @@
 """Load a config as the tools do: command-line options, work directory, schedule, data check."""
+import importlib.util
 import os
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Tuple
@@ -6,6 +7,30 @@ from typing import Iterable, Iterator, Optional, Tuple
 from mmengine.config import Config
 
 from .schedule import fit_schedule, run_length
+
+
+def stock_config(name: str) -> str:
+    """Path of a config that an OpenMMLab package carries.
+
+    Args:
+        name (str): ``'package::path'``, the path below the package's ``configs``, as in
+            ``'mmdet::swin/mask-rcnn_swin-t-p4-w7_fpn_1x_coco.py'``. A name without ``::`` is
+            taken as a path already.
+
+    Raises:
+        FileNotFoundError: The package is not installed, or carries no such config.
+    """
+    package, separator, path = name.rpartition('::')
+    if not separator:
+        return path
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise FileNotFoundError(f"'{name}' is a config of {package}, which is not installed")
+    found = Path(spec.origin).parent / '.mim' / 'configs' / path
+    if not found.is_file():
+        raise FileNotFoundError(f"{package} carries no config '{path}'; those it has lie below "
+                                f"'{found.parents[path.count('/')]}'")
+    return str(found)
 
 
 def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str]) -> Config:

@@ -139,6 +139,22 @@ def test_imagenet_recipe(name, family, size):
     assert steps['CenterCrop']['crop_size'] == 224
 
 
+@pytest.mark.parametrize('size', 'tb')
+@pytest.mark.parametrize('setting, change', [
+    ('k0.1', dict(k=0.1)), ('k1.0', dict(k=1.0)), ('k3.0', dict(k=3.0)),
+    ('k-learnable', dict(k='learnable')), ('no-filter', dict(with_filter=False))])
+def test_ablations_of_tables_5_and_6_change_one_thing(size, setting, change):
+    plain = load(f'classification/hcnet_{size}_in1k.py')
+    ablation = load(f'classification/ablations/hcnet_{size}_{setting}_in1k.py')
+    if setting == 'no-filter':
+        with torch.device('meta'):
+            counts = [sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters())
+                      for cfg in (plain, ablation)]
+        assert counts[1] == pytest.approx(counts[0], rel=1e-3)
+    plain.model.backbone.update(change)
+    assert ablation.to_dict() == plain.to_dict()
+
+
 @pytest.mark.parametrize('length, epochs, milestones', [('1x', 12, [8, 11]), ('3x', 36, [27, 33])])
 @pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('size', SIZES)
@@ -212,7 +228,8 @@ def test_what_weight_decay_applies_to(name, k):
         own = {'0', '1', '2', '3'} if k == 'of the paper' else set()
         if cfg.model.backbone.arch['layer_scale']:
             own |= {'gamma1', 'gamma2'}
-    assert seen == {'weight', 'bias'} | own | ({'k'} if k == 'learnable' else set())
+    learnable = cfg.model.backbone.get('k') == 'learnable'
+    assert seen == {'weight', 'bias'} | own | ({'k'} if learnable else set())
 
 
 def test_no_weight_decay_on_the_embedding_of_a_plug_in():

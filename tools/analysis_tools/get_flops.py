@@ -3,35 +3,35 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmhcnet.engine.complexity import PROPOSALS, count_complexity
-from mmhcnet.engine.config import load_config
+from mmhcnet.engine.complexity import MASKS, PROPOSALS, SHAPES, count_complexity
+from mmhcnet.engine.config import load_config, stock_config
 from mmhcnet.engine.errors import one_line_errors
-
-# Where the papers count: ImageNet crop; Mask R-CNN at 800x1280; UperNet at 512x2048.
-DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', help="config file, or 'package::path' for one "
+                        'that mmpretrain, mmdet or mmseg carries')
     parser.add_argument('--shape', type=int, nargs='+', metavar=('H', 'W'),
                         help='image size (default: 224 224 for classification, 800 1280 for '
                         'detection, 512 2048 for segmentation)')
+    parser.add_argument('--folded', action='store_true',
+                        help='count the form for one image size that vHeat can be folded to')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
                         help='override settings of the config')
     args = parser.parse_args()
     if args.shape and len(args.shape) > 2:
         parser.error('--shape takes H and W, or one number for both')
     with one_line_errors():
-        cfg = load_config(args.config, args.cfg_options, work_dir=None)
-        shape = args.shape or DEFAULT_SHAPES[cfg.default_scope]
+        cfg = load_config(stock_config(args.config), args.cfg_options, work_dir=None)
+        shape = args.shape or SHAPES[cfg.default_scope]
         shape = (shape[0], shape[-1])
-        backbone, model = count_complexity(cfg, shape)
+        backbone, model = count_complexity(cfg, shape, args.folded)
     print(f'{args.config}, one image of {shape[0]}x{shape[1]}, convolutions and matrix products:')
     for name, count in (('backbone', backbone), ('whole model', model)):
         print(f'{name:12} {count.params / 1e6:8.2f} M parameters {count.macs / 1e9:9.2f} G MACs')
     if cfg.default_scope == 'mmdet':
-        print(f'(box head on {PROPOSALS} proposals, mask head on 100)')
+        print(f'(box head on {PROPOSALS} proposals, mask head on {MASKS})')
 
 
 if __name__ == '__main__':

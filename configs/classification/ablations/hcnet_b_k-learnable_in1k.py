@@ -1,0 +1,3 @@
+_base_ = '../hcnet_b_in1k.py'
+
+model = dict(backbone=dict(k='learnable'))

@@ -1,0 +1,3 @@
+_base_ = '../hcnet_t_in1k.py'
+
+model = dict(backbone=dict(k=0.1))
