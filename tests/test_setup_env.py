@@ -226,7 +226,7 @@ def test_make_says_when_no_python_fits(tmp_path):
         fake_python(tmp_path, name, 'exit 1')
     result = run_make('env', f'VENV={tmp_path / "venv"}', PATH=f'{tmp_path}:/usr/bin:/bin')
     assert result.returncode
-    assert 'No Python 3.10, 3.11 or 3.12 was found' in result.stderr
+    assert 'No Python 3.10 to 3.12 was found' in result.stderr
 
 
 @pytest.mark.parametrize('target, command', [
