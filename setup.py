@@ -18,7 +18,7 @@ class BuildWithConfigs(build_py):
 
     def run(self):
         super().run()
-        if self.editable_mode:
+        if getattr(self, 'editable_mode', False):  # setuptools before 64 has no such mode
             link_carried()
             return
         # A file that the checkout has no longer must not come from an earlier build.
@@ -44,7 +44,7 @@ class BuildWithConfigs(build_py):
 
 
 class DevelopWithConfigs(develop):
-    """``python setup.py develop``, which older pips use for editable installs."""
+    """``python setup.py develop``, an editable install before PEP 660."""
 
     def run(self):
         super().run()

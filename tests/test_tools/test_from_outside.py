@@ -85,7 +85,7 @@ WHOLE = {
     'mmpretrain': ('classification/hcnet_t_in1k.py', f'''
 model = dict(
     backbone=dict(arch={REPLACED}),
-    head=dict(num_classes=10, in_channels=40))
+    head=dict(in_channels=40))
 '''),
     'mmdet': ('detection/mask_rcnn_hcnet_t_1x.py', f'''
 model = dict(backbone=dict(arch={REPLACED}), neck=dict(in_channels=[16, 24, 32, 40]))
