@@ -3,13 +3,17 @@
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
-VENV ?= .venv
+# onedl, or openmmlab: each has an environment of its own.
 STACK ?= onedl
+VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
+
+# torch 2.1, which the openmmlab stack is built on, exists for no later Python.
+NEWEST = $(if $(filter openmmlab,$(STACK)),11,12)
 
 # The environment's own Python comes first, so that PYTHON= has to be given once only. Each
 # candidate is run, because a name on the PATH need not stand for a Python that is installed.
 PYTHON ?= $(shell for python in "$(VENV)/bin/python" python3 python3.12 python3.11 python3.10; do \
-	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' \
+	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(NEWEST)))' \
 	>/dev/null 2>&1 && echo "$$python" && break; done)
 
 # Threads that wait for each other sleep instead of spinning: with data loaders or anything else on
@@ -28,6 +32,6 @@ test: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --durations=15
 
 env:
-	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10, 3.11 or 3.12 was found:" \
+	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10 to 3.$(NEWEST) was found:" \
 	"install one, or name it, as in: make test PYTHON=/path/to/python3.11" >&2; exit 1; }; \
 	"$$python" tools/setup_env.py --venv "$(VENV)" --stack "$(STACK)"

@@ -4,23 +4,61 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 from setuptools.command.build_py import build_py
+from setuptools.command.develop import develop
 
 HERE = Path(__file__).resolve().parent
-CARRIED = ('configs', 'tools')
+CARRIED = ('configs', 'tools', 'model-index.yml')
 
 
 class BuildWithConfigs(build_py):
-    """Put configs and tools into the package as ``mmhcnet/.mim``, where mim looks for them."""
+    """Put configs, tools and the model index into the package as ``mmhcnet/.mim``.
+
+    That is where mim and mmengine look for them.
+    """
 
     def run(self):
         super().run()
-        # An editable install runs from the checkout, where they lie beside the package.
-        if self.editable_mode:
+        if getattr(self, 'editable_mode', False):  # setuptools before 64 has no such mode
+            link_carried()
             return
-        for folder in CARRIED:
-            target = Path(self.build_lib) / 'mmhcnet' / '.mim' / folder
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(HERE / folder, target, ignore=shutil.ignore_patterns('__pycache__'))
+        # A file that the checkout has no longer must not come from an earlier build.
+        shutil.rmtree(Path(self.build_lib) / 'mmhcnet' / '.mim', ignore_errors=True)
+        for target, source in self._carried().items():
+            self.mkpath(str(Path(target).parent))
+            self.copy_file(source, target)
+
+    def _carried(self):
+        """{file to build: file of the checkout}"""
+        root = Path(self.build_lib) / 'mmhcnet' / '.mim'
+        files = [path for name in CARRIED for path in [HERE / name, *(HERE / name).rglob('*')]
+                 if path.is_file() and '__pycache__' not in path.parts]
+        return {str(root / path.relative_to(HERE)): str(path) for path in files}
+
+    # For an editable install in strict mode, which links file by file.
+
+    def get_outputs(self, include_bytecode=True):
+        return super().get_outputs(include_bytecode) + list(self._carried())
+
+    def get_output_mapping(self):
+        return {**super().get_output_mapping(), **self._carried()}
+
+
+class DevelopWithConfigs(develop):
+    """``python setup.py develop``, an editable install before PEP 660."""
+
+    def run(self):
+        super().run()
+        link_carried()
+
+
+def link_carried():
+    """An editable install runs from the checkout: links there cannot go stale as copies would."""
+    folder = HERE / 'mmhcnet' / '.mim'
+    folder.mkdir(exist_ok=True)
+    for name in CARRIED:
+        link = folder / name
+        if not link.is_symlink():
+            link.symlink_to(Path('..', '..', name))
 
 
 setup(
@@ -49,8 +87,11 @@ setup(
             'mmdet==3.3.0',
             'mmsegmentation==1.2.2',
             'mmpretrain==1.2.0',
+            # mmsegmentation imports these two without asking for them.
+            'ftfy',
+            'regex',
         ],
         demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
     ),
-    cmdclass=dict(build_py=BuildWithConfigs),
+    cmdclass=dict(build_py=BuildWithConfigs, develop=DevelopWithConfigs),
     zip_safe=False)

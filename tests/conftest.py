@@ -1,4 +1,8 @@
 import os
+import shutil
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -29,3 +33,58 @@ def photos():
     if not folder.is_dir():
         pytest.skip('the real photos (../shared/data or $MMHCNET_TEST_DATA) are not here')
     return folder
+
+
+@pytest.fixture(scope='session')
+def source(tmp_path_factory):
+    """A copy of the repository to install from: that writes into it."""
+    folder = tmp_path_factory.mktemp('source') / 'mmhcnet'
+    folder.mkdir()
+    ignore = shutil.ignore_patterns('__pycache__', '.mim')
+    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE',
+                 'model-index.yml'):
+        shutil.copy(ROOT / name, folder)
+    for name in ('mmhcnet', 'configs', 'tools'):
+        shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    return folder
+
+
+@pytest.fixture(scope='session')
+def new_environment(tmp_path_factory):
+    """Make a virtual environment with mmhcnet and, from this one, all other packages.
+
+    Takes the arguments of ``pip install``; returns the environment's Python.
+    """
+
+    def make(*what):
+        venv = tmp_path_factory.mktemp('environment')
+        subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+        python = venv / 'bin' / 'python'
+        packages = subprocess.run(
+            [python, '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"],
+            capture_output=True, text=True, check=True).stdout.strip()
+        # A folder named in a .pth file comes last, and its own .pth files are not read: so an
+        # editable install of mmhcnet in this environment is not seen.
+        Path(packages, 'outer.pth').write_text(sysconfig.get_path('purelib'))
+        done = subprocess.run(
+            [sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-index',
+             '--no-deps', '--no-build-isolation', *map(str, what)], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return python
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def installed(source, new_environment, tmp_path_factory):
+    """The Python of an environment where mmhcnet has been installed from a wheel."""
+    wheels = tmp_path_factory.mktemp('wheels')
+    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-index', '--no-deps',
+                    '--no-build-isolation', '-w', wheels, source], check=True)
+    wheel, = wheels.iterdir()
+    return new_environment(wheel)
+
+
+def outside():
+    """Variables for a process that must not see this checkout."""
+    return {name: value for name, value in os.environ.items() if name != 'PYTHONPATH'}

@@ -17,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'tools' / 'setup_env.py'
 PYTHON = '{}.{}'.format(*sys.version_info[:2])
+STACKS = ('onedl', 'openmmlab')
 
 
 @pytest.fixture
@@ -62,9 +63,14 @@ def one_sentence(result):
 
 # The requirement files
 
-@pytest.mark.parametrize('name', ['build.txt', 'torch.txt', 'onedl.txt', 'dev.txt'])
-def test_lock_holds_what_the_requirement_files_name(name):
-    assert pins(name).items() <= pins('lock-onedl.txt').items()
+@pytest.mark.parametrize('stack', STACKS)
+def test_lock_holds_what_the_requirement_files_name(stack):
+    lock = pins(f'lock-{stack}.txt')
+    assert pins(f'{stack}.txt').items() <= lock.items()
+    assert pins('dev.txt').items() <= lock.items()
+    for name in ('build.txt', 'torch.txt'):
+        lines = (ROOT / 'requirements' / name).read_text().splitlines()
+        assert {line for line in lines if not line.startswith('#')} <= set(lock)
 
 
 def test_lock_is_complete():
@@ -72,9 +78,10 @@ def test_lock_is_complete():
     if not os.path.exists(os.path.join(sys.prefix, 'mmhcnet-env.json')):
         pytest.skip('this Python is not of an environment that make has made')
     from packaging.requirements import Requirement
-    lock = pins('lock-onedl.txt')
+    stack = json.loads(Path(sys.prefix, 'mmhcnet-env.json').read_text())['stack']
+    lock = pins(f'lock-{stack}.txt')
     wanted = set()
-    for line in (ROOT / 'requirements' / 'lock-onedl.txt').read_text().splitlines():
+    for line in (ROOT / 'requirements' / f'lock-{stack}.txt').read_text().splitlines():
         if line.startswith('#') or not fits(Requirement(line)):
             continue
         found = importlib.metadata.distribution(Requirement(line).name)
@@ -117,12 +124,20 @@ def test_unfit_python_says_which_is_needed(name, tmp_path):
 @pytest.mark.parametrize('version', [(2, 7, 18), (3, 9, 18), (3, 13, 0)])
 def test_check_python_refuses(module, version):
     with pytest.raises(module.SetupError, match=r'3\.10, 3\.11 or 3\.12 is needed'):
-        module.check_python(version, 'python')
+        module.check_python(version, 'python', 'onedl')
 
 
-@pytest.mark.parametrize('version', [(3, 10, 0), (3, 11, 7), (3, 12, 9)])
-def test_check_python_accepts(module, version):
-    module.check_python(version, 'python')
+@pytest.mark.parametrize('version', [(3, 9, 18), (3, 12, 1)])
+def test_check_python_refuses_what_the_stack_has_no_torch_for(module, version):
+    with pytest.raises(module.SetupError, match=r'Python 3\.10 or 3\.11 is needed'):
+        module.check_python(version, 'python', 'openmmlab')
+
+
+@pytest.mark.parametrize('version, stack', [
+    ((3, 10, 0), 'onedl'), ((3, 11, 7), 'onedl'), ((3, 12, 9), 'onedl'),
+    ((3, 10, 0), 'openmmlab'), ((3, 11, 7), 'openmmlab')])
+def test_check_python_accepts(module, version, stack):
+    module.check_python(version, 'python', stack)
 
 
 def test_missing_compiler(tmp_path):
@@ -221,12 +236,33 @@ def test_make_takes_the_first_python_that_runs_and_fits(tmp_path):
         in result.stdout
 
 
+@pytest.mark.parametrize('stack, folder', [
+    ('onedl', '.venv'), ('openmmlab', '.venv-openmmlab')])
+def test_each_stack_has_an_environment_of_its_own(tmp_path, stack, folder):
+    fake_python(tmp_path, 'python', 'echo "$@"')
+    result = run_make('env', f'PYTHON={tmp_path / "python"}', f'STACK={stack}')
+    assert f'--venv {folder} --stack {stack}\n' in result.stdout
+
+
+def test_make_does_not_take_a_python_that_the_stack_has_no_torch_for(tmp_path):
+    asked = 'import sys; sys.version_info = (3, 12, 1)'
+    fake_python(tmp_path, 'python3', f'[ "$1" = -c ] && exec {sys.executable} -c "{asked}; $2"')
+    for name in ('python3.12', 'python3.11', 'python3.10'):
+        fake_python(tmp_path, name, 'exit 1')
+    args = ('env', f'VENV={tmp_path / "venv"}')
+    path = f'{tmp_path}:/usr/bin:/bin'
+    result = run_make(*args, 'STACK=openmmlab', PATH=path)
+    assert 'No Python 3.10 to 3.11 was found' in result.stderr
+    result = run_make(*args, 'STACK=onedl', PATH=path)
+    assert 'was found' not in result.stderr
+
+
 def test_make_says_when_no_python_fits(tmp_path):
     for name in ('python3', 'python3.12', 'python3.11', 'python3.10'):
         fake_python(tmp_path, name, 'exit 1')
     result = run_make('env', f'VENV={tmp_path / "venv"}', PATH=f'{tmp_path}:/usr/bin:/bin')
     assert result.returncode
-    assert 'No Python 3.10, 3.11 or 3.12 was found' in result.stderr
+    assert 'No Python 3.10 to 3.12 was found' in result.stderr
 
 
 @pytest.mark.parametrize('target, command', [

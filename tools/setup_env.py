@@ -89,12 +89,15 @@ class StepError(SetupError):
 
 # Checks that come before anything is written
 
-def check_python(version, executable):
-    if not (3, 10) <= tuple(version[:2]) <= (3, 12):
+def check_python(version, executable, stack):
+    # torch 2.1, the newest that mmcv 2.1 compiles against, exists for no Python after 3.11.
+    newest, names = ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else (
+        (3, 12), '3.10, 3.11 or 3.12')
+    if not (3, 10) <= tuple(version[:2]) <= newest:
         raise SetupError(
-            'This is Python {}.{} ({}), and Python 3.10, 3.11 or 3.12 is needed: install one, or '
+            'This is Python {}.{} ({}), and Python {} is needed: install one, or '
             'name it, as in: make test PYTHON=/path/to/python3.11'.format(
-                version[0], version[1], executable))
+                version[0], version[1], executable, names))
 
 
 def check_stack(stack):
@@ -384,8 +387,8 @@ def install(venv, stack, steps):
             steps.run([sys._base_executable, '-m', 'venv', venv], 'see the lines above')
         drop_half_installed(venv)
     with steps.step('build tools'):
-        steps.run(pip + ['-r', requirements('build')], NETWORK)
-    with steps.step('torch and CUDA libraries, a download of 4 GB'):
+        steps.run(pip + ['-r', requirements('build'), '-c', lock], NETWORK)
+    with steps.step('torch and CUDA libraries, a download of up to 4 GB'):
         cache = [] if free_gb(venv) > DISK_GB + CACHE_GB else ['--no-cache-dir']
         steps.run(pip + cache + ['-r', requirements('torch'), '-c', lock], NETWORK)
     with steps.step('OpenMMLab libraries; mmcv\'s operators are compiled, once, which takes about '
@@ -447,8 +450,8 @@ def main():
     parser.add_argument('--stack', default='onedl', metavar='NAME',
                         help='which pinned stack to install (default: onedl)')
     try:
-        check_python(sys.version_info, sys.executable)
         args = parser.parse_args()
+        check_python(sys.version_info, sys.executable, args.stack)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         set_up(os.path.abspath(args.venv), args.stack)
     except SetupError as error:

@@ -1,14 +1,19 @@
 """Evaluate a checkpoint of a classifier, detector or segmentor."""
 import argparse
 import os
+import sys
 
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.registry import METRICS, RUNNERS
-from mmengine.runner import Runner
+try:
+    from mmengine.config import Config, ConfigDict, DictAction
+    from mmengine.registry import METRICS, RUNNERS
+    from mmengine.runner import Runner
 
-from mmhcnet.engine.config import check_data, load_config
-from mmhcnet.engine.cpu_distributed import prepare_distributed
-from mmhcnet.engine.errors import one_line_errors
+    from mmhcnet.engine.config import check_data, load_config
+    from mmhcnet.engine.cpu_distributed import prepare_distributed
+    from mmhcnet.engine.errors import import_task, one_line_errors
+except (ImportError, OSError) as error:
+    sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
+             'and the command that mends it.')
 
 
 def parse_args() -> argparse.Namespace:
@@ -86,6 +91,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = build_config(args)
+        import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     if args.out and cfg.default_scope != 'mmseg':

@@ -1,19 +1,24 @@
 """Train a classifier, detector or segmentor from a config."""
 import argparse
 import os
+import sys
 
-from mmengine.config import Config, DictAction
-from mmengine.device import get_device
-from mmengine.dist import is_main_process
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+try:
+    from mmengine.config import Config, DictAction
+    from mmengine.device import get_device
+    from mmengine.dist import is_main_process
+    from mmengine.registry import RUNNERS
+    from mmengine.runner import Runner
 
-from mmhcnet.engine.config import check_data, load_config
-from mmhcnet.engine.cpu_distributed import prepare_distributed
-from mmhcnet.engine.errors import one_line_errors
-from mmhcnet.engine.pretrained import use_pretrained
-from mmhcnet.engine.schedule import run_length
-from mmhcnet.engine.trial import make_trial, report_trial
+    from mmhcnet.engine.config import check_data, load_config
+    from mmhcnet.engine.cpu_distributed import prepare_distributed
+    from mmhcnet.engine.errors import import_task, one_line_errors
+    from mmhcnet.engine.pretrained import use_pretrained
+    from mmhcnet.engine.schedule import run_length
+    from mmhcnet.engine.trial import make_trial, report_trial
+except (ImportError, OSError) as error:
+    sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
+             'and the command that mends it.')
 
 
 def parse_args() -> argparse.Namespace:
@@ -74,6 +79,7 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         cfg = build_config(args)
+        import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
         if args.pretrained:
             use_pretrained(cfg, args.pretrained)

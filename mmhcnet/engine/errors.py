@@ -3,9 +3,13 @@ import inspect
 import re
 import sys
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Iterator
 
 from mmhcnet.registry import MODELS
+
+DOCTOR = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
+          'mends it.')
 
 
 def explain(error: Exception) -> str:
@@ -34,3 +38,19 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
         sys.exit(f'Error: {explain(error)}')
+
+
+def import_task(scope: str) -> None:
+    """Import the models of mmpretrain, mmdet or mmseg, or end the program with one line.
+
+    mmengine imports them by itself, but passes over an ImportError, and then no detector is known.
+
+    Args:
+        scope (str): A config's ``default_scope``; another one is left to mmengine.
+    """
+    if scope not in ('mmpretrain', 'mmdet', 'mmseg'):
+        return
+    try:
+        import_module(f'{scope}.models')
+    except Exception as error:  # a package that does not fit raises whatever it likes
+        sys.exit(f'Error: import {scope}.models fails: {" ".join(explain(error).split())}. {DOCTOR}')

@@ -1,10 +1,11 @@
 """A mistake of the user ends a tool with one line that names the cure, before any training."""
 import os
+import re
 
 import pytest
 import torch
 
-from .conftest import CONFIGS
+from .conftest import CONFIGS, ROOT
 
 PAPER = 'configs/detection/mask_rcnn_hcnet_t_1x.py'
 
@@ -41,6 +42,20 @@ def test_missing_digits_name_the_command(tool, tmp_path):
     line = the_line(tool('train.py', CONFIGS['classification'], '--cfg-options',
                          f'train_dataloader.dataset.data_root={tmp_path}/none', fails=True))
     assert 'tools/dataset_converters/make_digits.py' in line
+
+
+@pytest.mark.parametrize('file, error', [
+    ('mmdet/__init__.py', 'AssertionError("MMCV==2.2.0 is used but incompatible.")'),
+    ('mmdet/models/__init__.py', 'ImportError("_ext.so: undefined symbol: _ZN2at")')])
+def test_package_that_cannot_be_imported(tool, small, tmp_path, file, error):
+    for path in ('mmdet/__init__.py', 'mmdet/models/__init__.py', file):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(f'raise {error}' if path == file else '')
+    line = the_line(tool('train.py', CONFIGS['detection'], '--work-dir', tmp_path / 'run',
+                         *small('detection'), fails=True,
+                         PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'))
+    assert re.search(r'"(.*)"', error)[1] in line and 'import mmdet.models fails' in line
+    assert '"python -m mmhcnet.doctor"' in line
 
 
 @pytest.mark.parametrize('option, message', [

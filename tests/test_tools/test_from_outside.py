@@ -1,88 +1,198 @@
-"""A user's own project: a config outside this repository and OpenMMLab's own unmodified tools."""
+"""A user's own project: a folder elsewhere, mmhcnet from a wheel, OpenMMLab's unmodified tools.
+
+Three ways to a model of ours: the backbone by its dotted name in a config of the package, a whole
+config of ours as base, and a new-style config that imports the class.
+"""
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-# A base of the package, what replaces its backbone, and what points it to the small data set.
-CASES = {
-    'mmpretrain': ('resnet/resnet50_8xb32_in1k.py', '''
-model = dict(
-    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch='tiny', out_indices=(3, )),
-    head=dict(num_classes=10, in_channels=512, topk=(1, )))
-pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=32), dict(type='PackInputs')]
-train_dataloader = dict(batch_size=4, num_workers=0, persistent_workers=False, dataset=dict(
-    _delete_=True, type='CustomDataset', data_root='DATA/classification', data_prefix='val',
-    pipeline=pipeline))
+from ..conftest import outside
+
+SMALL = 'dict(embed_dims=[16, 24, 32, 40], depths=[1, 1, 1, 1])'
+
+# What the three ways share: the small data set, and a short run without validation.
+DATA = {
+    'mmpretrain': '''
+loader = dict(
+    batch_size=10, num_workers=0, persistent_workers=False,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    collate_fn=dict(type='default_collate'),
+    dataset=dict(
+        type='CustomDataset', data_root='DATA/classification', data_prefix='val',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=32),
+                  dict(type='PackInputs')]))
 train_cfg = dict(by_epoch=True, max_epochs=1)
-'''),
-    'mmdet': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', '''
-model = dict(
-    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch='tiny'),
-    neck=dict(in_channels=[64, 128, 320, 512]))
-pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))]
-train_dataloader = dict(num_workers=0, persistent_workers=False, dataset=dict(
-    data_root='DATA/detection/', ann_file='annotations/instances_val2017.json',
-    data_prefix=dict(img='val2017/'), metainfo=dict(classes=tuple('0123456789')),
-    pipeline=pipeline))
-train_cfg = dict(max_epochs=1)
-'''),
-    'mmseg': ('upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', '''
-model = dict(
-    data_preprocessor=dict(size=(128, 128)),
-    pretrained=None,
-    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch='tiny'),
-    decode_head=dict(in_channels=[64, 128, 320, 512]),
-    auxiliary_head=dict(in_channels=320))
-pipeline = [
-    dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'), dict(type='PackSegInputs')]
-train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(
-    data_root='DATA/segmentation', img_suffix='.png', data_prefix=dict(
-        img_path='images/validation', seg_map_path='annotations/validation'), pipeline=pipeline))
-train_cfg = dict(max_iters=2, val_interval=10)
-'''),
+''',
+    'mmdet': '''
+loader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CocoDataset', data_root='DATA/detection/',
+        ann_file='annotations/instances_val2017.json', data_prefix=dict(img='val2017/'),
+        metainfo=dict(classes=tuple('0123456789')),
+        pipeline=[dict(type='LoadImageFromFile'),
+                  dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+                  dict(type='PackDetInputs',
+                       meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))]))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=1)
+''',
+    'mmseg': '''
+loader = dict(
+    batch_size=2, num_workers=0, sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='BaseSegDataset', data_root='DATA/segmentation', img_suffix='.png',
+        metainfo=dict(classes=tuple('0123456789_')), data_prefix=dict(
+            img_path='images/validation', seg_map_path='annotations/validation'),
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='LoadAnnotations'),
+                  dict(type='PackSegInputs')]))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters=2, val_interval=10)
+''',
 }
 COMMON = '''
 param_scheduler = []
 val_cfg = val_dataloader = val_evaluator = None
 test_cfg = test_dataloader = test_evaluator = None
-default_hooks = dict(logger=dict(interval=1))
+default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 '''
+
+# A config of the package, and what puts our backbone into it.
+BACKBONE = {
+    'mmpretrain': ('resnet/resnet50_8xb32_in1k.py', f'''
+model = dict(
+    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}, out_indices=(3, )),
+    head=dict(num_classes=10, in_channels=40, topk=(1, )))
+'''),
+    'mmdet': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', f'''
+model = dict(
+    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}),
+    neck=dict(in_channels=[16, 24, 32, 40]))
+'''),
+    'mmseg': ('upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', f'''
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    pretrained=None,
+    backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}),
+    decode_head=dict(in_channels=[16, 24, 32, 40], channels=32),
+    auxiliary_head=dict(in_channels=32))
+'''),
+}
+
+# A config of ours, and what makes it small. It names its arch, which a dict must replace.
+REPLACED = SMALL.replace('dict(', 'dict(_delete_=True, ', 1)
+WHOLE = {
+    'mmpretrain': ('classification/hcnet_t_in1k.py', f'''
+model = dict(
+    backbone=dict(arch={REPLACED}),
+    head=dict(in_channels=40))
+'''),
+    'mmdet': ('detection/mask_rcnn_hcnet_t_1x.py', f'''
+model = dict(backbone=dict(arch={REPLACED}), neck=dict(in_channels=[16, 24, 32, 40]))
+'''),
+    'mmseg': ('segmentation/upernet_hcnet_t_160k_ade20k.py', f'''
+model = dict(
+    data_preprocessor=dict(size=(128, 128)),
+    backbone=dict(arch={REPLACED}),
+    decode_head=dict(in_channels=[16, 24, 32, 40], channels=32),
+    auxiliary_head=dict(in_channels=32))
+'''),
+}
+
+# Types are imported classes; the base, a file of the user's, comes through read_base().
+NEW_STYLE = {
+    'mmpretrain': f'''
+from mmpretrain.models import CrossEntropyLoss, GlobalAveragePooling, ImageClassifier, LinearClsHead
+
+model = dict(
+    type=ImageClassifier,
+    backbone=dict(type=HcNet, arch={SMALL}, out_indices=(3, )),
+    neck=dict(type=GlobalAveragePooling),
+    head=dict(type=LinearClsHead, num_classes=10, in_channels=40, loss=dict(type=CrossEntropyLoss)))
+''',
+    'mmdet': f'''
+from mmdet.models import FCOS, FPN, DetDataPreprocessor, FCOSHead
+
+model = dict(
+    type=FCOS,
+    data_preprocessor=dict(type=DetDataPreprocessor, pad_size_divisor=32),
+    backbone=dict(type=HcNet, arch={SMALL}),
+    neck=dict(type=FPN, in_channels=[16, 24, 32, 40], out_channels=16, num_outs=5),
+    bbox_head=dict(
+        type=FCOSHead, num_classes=10, in_channels=16, feat_channels=16, stacked_convs=1,
+        strides=[4, 8, 16, 32, 64], norm_cfg=None))
+''',
+    'mmseg': f'''
+from mmseg.models import CrossEntropyLoss, EncoderDecoder, FCNHead, SegDataPreProcessor
+
+model = dict(
+    type=EncoderDecoder,
+    data_preprocessor=dict(type=SegDataPreProcessor, size=(128, 128)),
+    backbone=dict(type=HcNet, arch={SMALL}),
+    decode_head=dict(
+        type=FCNHead, in_channels=40, in_index=3, channels=16, num_convs=1, num_classes=11,
+        loss_decode=dict(type=CrossEntropyLoss)),
+    train_cfg=dict(),
+    test_cfg=dict(mode='whole'))
+''',
+}
+
+
+@pytest.fixture(scope='module')
+def train(installed, digits):
+    """Run a package's own tools/train.py on the config `mine.py` of a folder."""
+
+    def run(package, folder):
+        done = subprocess.run(
+            [installed, '-c', f'import {package}; print({package}.__path__[0])'],
+            cwd=folder, env=outside(), capture_output=True, text=True, check=True)
+        tool = done.stdout.split()[-1] + '/.mim/tools/train.py'
+        done = subprocess.run(
+            [installed, tool, 'mine.py', '--work-dir', 'run'], cwd=folder, env=outside(),
+            capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses = re.findall(r'\(train\).* loss: ([\d.]+)', done.stdout)
+        assert len(losses) == 2
+        assert (folder / 'run' / 'last_checkpoint').is_file()
+        assert 'HcNet' in (folder / 'run' / 'mine.py').read_text()
+
+    return run
+
+
+def old_style(folder, base, model, data):
+    (folder / 'mine.py').write_text(
+        f'_base_ = {base}\n{model}{data}{COMMON}'
+        'train_dataloader = dict(_delete_=True, **loader)\n')
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('package', CASES)
-def test_trains_with_the_packages_own_tool(package, digits, tmp_path):
-    base, rest = CASES[package]
-    mim = f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'"
-    config = tmp_path / 'mine.py'
-    config.write_text(f'_base_ = {mim}\n{rest.replace("DATA", str(digits))}{COMMON}')
-    where = subprocess.run(
-        [sys.executable, '-c', f'import {package}; print({package}.__path__[0])'],
-        capture_output=True, text=True, check=True).stdout.split()[-1]
-    done = subprocess.run(
-        [sys.executable, str(Path(where) / '.mim' / 'tools' / 'train.py'), str(config),
-         '--work-dir', str(tmp_path / 'run')], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert re.search(r'\(train\).* loss: [\d.]+', done.stdout)
-    assert (tmp_path / 'run' / 'last_checkpoint').is_file()
-    assert 'HcNet' in (tmp_path / 'run' / 'mine.py').read_text()
+@pytest.mark.parametrize('package', DATA)
+def test_backbone_by_name(package, train, digits, tmp_path):
+    base, model = BACKBONE[package]
+    old_style(tmp_path, f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'", model,
+              DATA[package].replace('DATA', str(digits)))
+    train(package, tmp_path)
 
 
-@pytest.mark.parametrize('name', ['classification/hcnet_t_in1k.py',
-                                  'detection/mask_rcnn_hcnet_s_3x.py',
-                                  'segmentation/upernet_hcnet_b_160k_ade20k.py'])
-def test_a_whole_config_of_ours_is_a_base(name, tmp_path):
-    config = tmp_path / 'mine.py'
-    config.write_text(f"_base_ = __import__('mmhcnet').config('{name}')\n"
-                      'model = dict(backbone=dict(drop_path_rate=0.05))\n')
-    code = (f"from mmengine.config import Config; c = Config.fromfile('{config}')\n"
-            'print(c.model.backbone.type, c.model.backbone.drop_path_rate)')
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True,
-                          text=True)
-    assert done.stdout.split()[-2:] == ['mmhcnet.HcNet', '0.05'], done.stderr
+@pytest.mark.slow
+@pytest.mark.parametrize('package', DATA)
+def test_whole_config_as_base(package, train, digits, tmp_path):
+    base, model = WHOLE[package]
+    old_style(tmp_path, f"__import__('mmhcnet').config('{base}')", model,
+              DATA[package].replace('DATA', str(digits)))
+    train(package, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', DATA)
+def test_new_style_config(package, train, digits, tmp_path):
+    data = DATA[package].replace('DATA', str(digits))
+    (tmp_path / 'base.py').write_text(
+        f'{data}{COMMON}train_dataloader = loader\n'
+        f"default_scope = '{package}'\n"
+        "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))\n")
+    (tmp_path / 'mine.py').write_text(
+        'from mmengine.config import read_base\n\n'
+        'from mmhcnet import HcNet\n\n'
+        f'with read_base():\n    from .base import *\n{NEW_STYLE[package]}')
+    train(package, tmp_path)

@@ -1,6 +1,9 @@
 _base_ = './common.py'
 
 default_scope = 'mmseg'
+# To the parts of a config that is inherited as 'mmhcnet::...' mmengine would write the scope
+# mmhcnet, which knows no segmentor; not to those of one that has a type and a scope as a whole.
+type, _scope_ = 'config', default_scope
 default_hooks = dict(
     logger=dict(log_metric_by_epoch=False),
     checkpoint=dict(by_epoch=False, interval=16000),

@@ -1,0 +1,224 @@
+"""What is wrong in this environment, and the command that mends it: python -m mmhcnet.doctor
+
+One line for each finding; the exit code is 0 if there is none, and 1 otherwise. It imports nothing
+but Python's own modules: the others are tried in a process of their own, where a crash is a
+finding too.
+"""
+import json
+import re
+import subprocess
+import sys
+from importlib.metadata import distributions
+from typing import Dict, Iterator, List, NamedTuple, Sequence
+
+from mmhcnet.engine.stack import BUILD_TOOLS, MMCVS, STACKS
+
+TRIED = ('torch', 'torchvision', 'cv2', 'pkg_resources', 'mmengine', 'mmcv', 'mmcv.ops',
+         'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmhcnet')
+
+# Imports what it is told to, and writes a line for each: the name, and the error if there is one.
+_TRY = '''
+import importlib, json, sys
+for name in sys.argv[1:]:
+    try:
+        importlib.import_module(name)
+        error = None
+    except BaseException as e:
+        error = f'{type(e).__name__}: {e}'
+    print('\\n@doctor' + json.dumps([name, error]), flush=True)
+'''
+
+
+class Facts(NamedTuple):
+    """What is known of an environment."""
+    versions: Dict[str, str]  # of each distribution, by its normalised name
+    failures: Dict[str, str]  # the error of each import that fails
+
+
+class Finding(NamedTuple):
+    """What is wrong, and the command that mends it."""
+    problem: str
+    cure: str
+
+
+# Collecting facts
+
+def installed_versions() -> Dict[str, str]:
+    """{normalised name of a distribution: its version}; of two copies the one that is imported."""
+    versions = {}
+    for distribution in distributions():
+        name = distribution.metadata['Name']
+        if name:
+            versions.setdefault(re.sub(r'[-_.]+', '-', name).lower(), distribution.version)
+    return versions
+
+
+def failing_imports(names: Sequence[str]) -> Dict[str, str]:
+    """{name: error} of the modules among ``names`` that cannot be imported."""
+    failures = {}
+    left = list(names)
+    while left:
+        done = subprocess.run([sys.executable, '-c', _TRY, *left], capture_output=True, text=True)
+        results = [json.loads(line[len('@doctor'):]) for line in done.stdout.splitlines()
+                   if line.startswith('@doctor')]
+        failures.update((name, error) for name, error in results if error)
+        left = left[len(results):]
+        if left:
+            failures[left.pop(0)] = f'the process ended with code {done.returncode}'
+    return failures
+
+
+# Checks
+
+def _number(version: str) -> List[int]:
+    """'2.10.0+cpu' -> [2, 10, 0]"""
+    return [int(part) for part in re.findall(r'\d+', version.partition('+')[0])[:3]]
+
+
+def _stack(versions: Dict[str, str]) -> str:
+    """The stack that most of its packages are there of."""
+    return max(STACKS, key=lambda stack: sum(
+        name in versions for name, _ in STACKS[stack].values()))
+
+
+def _compile_mmcv(stack: str) -> str:
+    mmcv = '=='.join(STACKS[stack]['mmcv'])
+    return (f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
+            f'--no-build-isolation --no-cache-dir --force-reinstall --no-deps {mmcv}')
+
+
+def _install(stack: str) -> str:
+    pins = ' '.join('=='.join(pin) for pin in STACKS[stack].values())
+    return (f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
+            f'--no-build-isolation {pins}')
+
+
+def check_mixture(facts: Facts) -> Iterator[Finding]:
+    found = {stack: [name for name, _ in STACKS[stack].values() if name in facts.versions]
+             for stack in STACKS}
+    mmcvs = [name for name in MMCVS if name in facts.versions]
+    stack = _stack(facts.versions)
+    if all(found.values()):
+        names = sorted({*mmcvs, *sum(found.values(), [])})
+        yield Finding(f'packages of both stacks are installed ({", ".join(names)}), and they '
+                      'overwrite or refuse one another',
+                      f'pip uninstall -y {" ".join(names)} && {_install(stack)}')
+    elif len(mmcvs) > 1:
+        yield Finding(f'{" and ".join(mmcvs)} are installed, and write the same folder',
+                      f'pip uninstall -y {" ".join(mmcvs)} && {_compile_mmcv(stack)}')
+
+
+def check_numpy(facts: Facts) -> Iterator[Finding]:
+    numpy, torch = facts.versions.get('numpy'), facts.versions.get('torch')
+    if numpy and torch and _number(numpy) >= [2] and _number(torch) < [2, 3]:
+        yield Finding(f'numpy {numpy} with torch {torch}, which is built against numpy 1',
+                      'pip install "numpy<2" "opencv-python-headless<4.11"')
+
+
+def check_torchvision(facts: Facts) -> Iterator[Finding]:
+    torch, vision = facts.versions.get('torch'), facts.versions.get('torchvision')
+    if not torch or not vision:
+        return
+    # torchvision 0.15 belongs to torch 2.0, 0.16 to torch 2.1, and so on.
+    major, minor, *patch = _number(torch)
+    if major != 2:
+        return
+    fits = _number(vision)[:2] == [0, minor + 15]
+    if not fits or 'torchvision::' in facts.failures.get('torchvision', ''):
+        pair = f'torch=={torch.partition("+")[0]} torchvision==0.{minor + 15}.{patch[0]}'
+        yield Finding(
+            f'torchvision {vision} does not fit torch {torch}: '
+            + ('they are builds for different devices' if fits else 'they belong to other releases'),
+            f'pip install --force-reinstall --no-deps {pair}')
+
+
+def check_opencv(facts: Facts) -> Iterator[Finding]:
+    # libGL.so.1 on servers, and then libgthread-2.0.so.0.
+    match = re.search(r'(lib(?:GL|gthread)\S*):', facts.failures.get('cv2', ''))
+    if match:
+        version = facts.versions.get('opencv-python') or facts.versions.get('opencv-contrib-python')
+        pin = f'opencv-python-headless=={version}' if version else 'opencv-python-headless'
+        yield Finding(
+            f'cv2 needs {match[1]}, which this machine lacks; the headless cv2 does not',
+            'pip uninstall -y opencv-python opencv-contrib-python && '
+            f'pip install --force-reinstall --no-deps {pin}')
+
+
+def check_operators(facts: Facts) -> Iterator[Finding]:
+    error = facts.failures.get('mmcv.ops', '')
+    stack = _stack(facts.versions)
+    if "No module named 'mmcv._ext'" in error:
+        lite = 'pip uninstall -y mmcv-lite && ' if 'mmcv-lite' in facts.versions else ''
+        yield Finding('mmcv was installed without its operators', lite + _compile_mmcv(stack))
+    elif re.search(r'undefined symbol|libc10|libtorch|libcudart', error):
+        torch = facts.versions.get('torch', '')
+        yield Finding(f"mmcv's operators were built for another torch than {torch}",
+                      _compile_mmcv(stack))
+
+
+def check_versions(facts: Facts) -> Iterator[Finding]:
+    """The packages' own checks: their messages name a range, here is a version that is tried."""
+    for error in facts.failures.values():
+        match = re.search(r'(MMCV|MMEngine)==(\S+) is used but incompatible', error)
+        if match:
+            name = match[1].lower()
+            stack = _stack(facts.versions)
+            yield Finding(
+                f'{name} {match[2]} is not one that the packages beside it work with',
+                _compile_mmcv(stack) if name == 'mmcv' else
+                f'pip install {"==".join(STACKS[stack][name])}')
+
+
+def check_missing(facts: Facts) -> Iterator[Finding]:
+    stack = STACKS[_stack(facts.versions)]
+    missing = {match[1] for error in facts.failures.values()
+               if (match := re.search(r"No module named '([^'.]+)'", error))}
+    if stack is STACKS['onedl']:
+        missing.discard('pkg_resources')  # only the other stack's mmengine imports it
+    if missing >= set(stack):
+        yield Finding('no OpenMMLab packages are installed', _install('onedl'))
+        missing -= set(stack)
+    for name in sorted(missing):
+        if name == 'mmcv':
+            cure = _compile_mmcv(_stack(facts.versions))
+        elif name == 'pkg_resources':
+            cure = 'pip install "setuptools<70"'
+        elif name == 'cv2':
+            cure = 'pip install opencv-python-headless'
+        else:
+            cure = f'pip install {"==".join(stack.get(name, (name, )))}'
+        yield Finding(f'{name} is not installed', cure)
+
+
+CHECKS = (check_mixture, check_numpy, check_torchvision, check_opencv, check_operators,
+          check_versions, check_missing)
+
+
+def examine(facts: Facts) -> List[Finding]:
+    """All findings, each once; a failing import that no check explains is one by itself."""
+    findings = [finding for check in CHECKS for finding in check(facts)]
+    if not findings:
+        for name, error in facts.failures.items():
+            if name != 'pkg_resources':
+                findings.append(Finding(
+                    f'import {name} fails: {" ".join(error.split())}',
+                    f'no command is known here that mends it; python -c "import {name}" shows it '
+                    'whole'))
+    return list(dict.fromkeys(findings))
+
+
+def main() -> int:
+    facts = Facts(installed_versions(), failing_imports(TRIED))
+    findings = examine(facts)
+    for problem, cure in findings:
+        print(f'{problem}: {cure}')
+    if not findings:
+        names = ['torch', 'torchvision', *(name for name, _ in STACKS[
+            _stack(facts.versions)].values())]
+        print('nothing is wrong: ' + ', '.join(
+            f'{name} {facts.versions[name]}' for name in names if name in facts.versions))
+    return bool(findings)
+
+
+if __name__ == '__main__':
+    sys.exit(main())

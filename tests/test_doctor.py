@@ -1,0 +1,182 @@
+"""What the doctor finds: from facts, and in environments of packages that only pretend."""
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmhcnet.doctor import Facts, examine
+from mmhcnet.engine.stack import STACKS
+
+from .conftest import ROOT
+
+LEGACY = {**{name: version for name, version in STACKS['openmmlab'].values()},
+          'torch': '2.1.2', 'torchvision': '0.16.2', 'numpy': '1.26.4'}
+ONEDL = {**{name: version for name, version in STACKS['onedl'].values()},
+         'torch': '2.10.0', 'torchvision': '0.25.0', 'numpy': '2.2.6'}
+
+
+def requirement_pins(name):
+    text = (ROOT / 'requirements' / name).read_text()
+    return dict(re.findall(r'^([\w-]+)==([\w.]+)', text, re.M))
+
+
+@pytest.mark.parametrize('stack', STACKS)
+def test_versions_are_those_of_the_requirement_files(stack):
+    pins = dict(STACKS[stack].values())
+    assert pins.items() <= requirement_pins(f'{stack}.txt').items()
+    assert pins.items() <= requirement_pins(f'lock-{stack}.txt').items()
+    extra = re.search(rf'\b{stack}=\[(.*?)\]', (ROOT / 'setup.py').read_text(), re.S)[1]
+    assert pins.items() <= dict(re.findall(r"'([\w-]+)==([\w.]+)'", extra)).items()
+
+
+@pytest.mark.parametrize('versions', [LEGACY, ONEDL])
+def test_nothing_is_wrong_with_either_stack(versions):
+    assert examine(Facts(versions, {})) == []
+
+
+@pytest.mark.parametrize('versions, failures, problem, cure', [
+    # mmdet's own check, after the newest mmcv was installed
+    ({**LEGACY, 'mmcv': '2.2.0'},
+     {'mmdet.models': 'AssertionError: MMCV==2.2.0 is used but incompatible. Please install '
+                      'mmcv>=2.0.0rc4, <2.2.0.'},
+     'mmcv 2.2.0 is not one', r'"setuptools<70" .* --no-build-isolation .* mmcv==2\.1\.0$'),
+    ({**LEGACY, 'mmengine': '0.6.0'},
+     {'mmdet.models': 'AssertionError: MMEngine==0.6.0 is used but incompatible. Please install '
+                      'mmengine>=0.7.1, <1.0.0.'},
+     'mmengine 0.6.0 is not one', r'^pip install mmengine==0\.10\.7$'),
+    # both stacks
+    ({**ONEDL, 'mmengine': '0.10.7', 'mmcv': '2.1.0'}, {},
+     r'both stacks are installed \(mmcv, mmengine, onedl-mmcv',
+     r'pip uninstall -y mmcv mmengine onedl-mmcv .* && .*onedl-mmengine==0\.10\.12'),
+    ({**LEGACY, 'mmcv-lite': '2.1.0'}, {}, 'mmcv and mmcv-lite are installed',
+     r'^pip uninstall -y mmcv mmcv-lite && .*mmcv==2\.1\.0$'),
+    # numpy 2 with the legacy stack
+    ({**LEGACY, 'numpy': '2.2.6'}, {'mmcv': 'ImportError: numpy.core.multiarray failed to import'},
+     r'numpy 2\.2\.6 with torch 2\.1\.2', '"numpy<2"'),
+    # torchvision of another release, and of another device
+    ({**ONEDL, 'torchvision': '0.24.1'}, {},
+     r'torchvision 0\.24\.1 does not fit torch 2\.10\.0: .*other releases',
+     r'torch==2\.10\.0 torchvision==0\.25\.0$'),
+    ({**ONEDL, 'torch': '2.10.0+cpu'},
+     {'torchvision': 'RuntimeError: operator torchvision::nms does not exist',
+      'mmpretrain.models': 'RuntimeError: operator torchvision::nms does not exist'},
+     'different devices', r'torch==2\.10\.0 torchvision==0\.25\.0$'),
+    # mmcv's operators
+    (LEGACY, {'mmcv.ops': "ModuleNotFoundError: No module named 'mmcv._ext'"},
+     'without its operators', r'MMCV_WITH_OPS=1 .*mmcv==2\.1\.0$'),
+    (ONEDL, {'mmcv.ops': 'ImportError: /venv/mmcv/_ext.so: undefined symbol: _ZN3c106detail'},
+     r'built for another torch than 2\.10\.0', r'--no-cache-dir .*onedl-mmcv==2\.3\.6$'),
+    (ONEDL, {'mmcv.ops': 'ImportError: libtorch_cuda.so: cannot open shared object file'},
+     'built for another torch', 'onedl-mmcv'),
+    # opencv
+    ({**LEGACY, 'opencv-python': '4.10.0.84'},
+     {'cv2': 'ImportError: libGL.so.1: cannot open shared object file: No such file',
+      'mmcv': 'ImportError: libGL.so.1: cannot open shared object file: No such file'},
+     r'cv2 needs libGL\.so\.1', r'opencv-python-headless==4\.10\.0\.84$'),
+    # missing packages
+    ({'torch': '2.10.0'},
+     {name: f"ModuleNotFoundError: No module named '{name}'" for name in STACKS['onedl']},
+     'no OpenMMLab packages', r'onedl-mmengine==0\.10\.12 onedl-mmcv==2\.3\.6'),
+    ({k: v for k, v in LEGACY.items() if k != 'mmdet'},
+     {'mmdet.models': "ModuleNotFoundError: No module named 'mmdet'"},
+     'mmdet is not installed', r'^pip install mmdet==3\.3\.0$'),
+    (LEGACY, {'mmseg.models': "ModuleNotFoundError: No module named 'ftfy'"},
+     'ftfy is not installed', r'^pip install ftfy$'),
+    (LEGACY, {'pkg_resources': "ModuleNotFoundError: No module named 'pkg_resources'"},
+     'pkg_resources is not installed', '"setuptools<70"'),
+    # what no check knows
+    (ONEDL, {'mmseg.models': 'SyntaxError: invalid\nsyntax'},
+     r'import mmseg\.models fails: SyntaxError: invalid syntax',
+     r'python -c "import mmseg\.models"'),
+    (ONEDL, {'mmcv.ops': 'the process ended with code -6'}, 'ended with code -6', 'python -c'),
+])
+def test_names_the_problem_and_its_cure(versions, failures, problem, cure):
+    finding, = examine(Facts(versions, failures))
+    assert re.search(problem, finding.problem), finding
+    assert re.search(cure, finding.cure), finding
+
+
+def test_onedl_does_not_need_pkg_resources():
+    assert examine(Facts(ONEDL, {'pkg_resources': 'ModuleNotFoundError: No module named '
+                                                  "'pkg_resources'"})) == []
+
+
+# In a process
+
+@pytest.fixture
+def pretended(tmp_path):
+    """Run the doctor, or another program, in an empty environment with pretended packages."""
+    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'venv'], check=True)
+
+    def run(packages, versions, *command):
+        for name, code in packages.items():
+            file = tmp_path / 'packages' / Path(*name.split('.')) / '__init__.py'
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code)
+        for name, version in versions.items():
+            info = tmp_path / 'packages' / f'{name.replace("-", "_")}-{version}.dist-info'
+            info.mkdir(parents=True)
+            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\n'
+                                           f'Version: {version}\n')
+        path = f'{tmp_path / "packages"}{os.pathsep}{ROOT}'
+        return subprocess.run(
+            [tmp_path / 'venv' / 'bin' / 'python', *command], cwd=tmp_path, text=True,
+            capture_output=True, env={'PATH': os.environ['PATH'], 'PYTHONPATH': path})
+
+    return run
+
+
+DOCTOR = ('-m', 'mmhcnet.doctor')
+WORKING = {name: '' for name in (
+    'torch', 'torchvision', 'cv2', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet', 'mmdet.models', 'mmseg',
+    'mmseg.models', 'mmpretrain', 'mmpretrain.models')}
+PRESENT = {name: ONEDL[name] for name in ('onedl-mmengine', 'onedl-mmcv', 'torch', 'torchvision')}
+
+
+def test_runs_where_nothing_is_installed(pretended):
+    done = pretended({}, {}, *DOCTOR)
+    assert done.returncode == 1
+    assert 'no OpenMMLab packages are installed: pip install ' in done.stdout
+    assert 'torch is not installed: pip install torch\n' in done.stdout
+    assert done.stderr == ''
+
+
+def test_a_crash_is_a_finding(pretended):
+    crash = 'import os; print("@noise", flush=True); os.abort()'
+    done = pretended({**WORKING, 'torchvision': crash}, PRESENT, *DOCTOR)
+    assert (done.returncode, done.stderr) == (1, '')
+    assert 'import torchvision fails: the process ended with code -6: ' in done.stdout
+    # What was to be tried after it has been tried.
+    assert 'import mmhcnet fails' in done.stdout and 'import cv2' not in done.stdout
+
+
+def test_reads_versions_and_errors(pretended):
+    packages = {**WORKING, 'mmcv.ops': "raise ImportError('_ext.so: undefined symbol: _ZN2at')"}
+    done = pretended(packages, PRESENT, *DOCTOR)
+    assert (done.returncode, done.stderr) == (1, '')
+    line, = done.stdout.splitlines()
+    assert line.startswith("mmcv's operators were built for another torch than 2.10.0: pip install")
+
+
+@pytest.mark.parametrize('script, args', [
+    ('train.py', ()), ('test.py', ('checkpoint.pth', ))])
+def test_tools_point_to_it_when_an_import_fails(pretended, script, args):
+    packages = {'mmengine': "raise ImportError('libGL.so.1: cannot open shared object file')"}
+    done = pretended(packages, {}, str(ROOT / 'tools' / script), 'config.py', *args)
+    assert done.returncode == 1
+    line, = done.stderr.splitlines()
+    assert line.startswith('Error: libGL.so.1: cannot open')
+    assert '"python -m mmhcnet.doctor"' in line
+
+
+def test_nothing_is_wrong_here():
+    """The environment of these tests, whose packages are all there."""
+    done = subprocess.run([sys.executable, *DOCTOR], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, '')
+    torch = importlib.metadata.version('torch')
+    assert re.fullmatch(rf'nothing is wrong: torch {re.escape(torch)}, .*mmpretrain [\d.]+\n',
+                        done.stdout)
