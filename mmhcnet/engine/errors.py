@@ -1,4 +1,5 @@
 import difflib
+import importlib.util
 import inspect
 import re
 import sys
@@ -27,6 +28,18 @@ def explain(error: Exception) -> str:
     return f"{match[1]} has no argument '{match[2]}'{hint} It takes: {', '.join(known)}"
 
 
+def require_packages(*names: str) -> None:
+    """Make sure that packages which an option needs, and nothing else does, are installed.
+
+    Raises:
+        ModuleNotFoundError: One is missing; the message has the command that installs it.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f'this needs {" and ".join(missing)}: '
+                                  f'pip install {" ".join(missing)}')
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """End the program with one line instead of a traceback on a mistake in config or command.
@@ -36,7 +49,8 @@ def one_line_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except (FileExistsError, FileNotFoundError, KeyError, ModuleNotFoundError, TypeError,
+            ValueError) as error:
         sys.exit(f'Error: {explain(error)}')
 
 

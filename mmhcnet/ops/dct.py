@@ -22,7 +22,8 @@ def _cosines(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     working = torch.promote_types(dtype, torch.float32)
     n = torch.arange(size, device='cpu', dtype=working)
     matrix = torch.cos(n[:, None] * ((n + 0.5) / size) * math.pi) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
+    # Not in place: an exporter folds this into a constant.
+    matrix = torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])
     return matrix.to(device, dtype)
 
 
@@ -41,6 +42,11 @@ def _cached(function, size: int, device: torch.device, dtype: torch.dtype) -> Te
 def _constant(function, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     if torch.compiler.is_compiling():
         return function(size, device, dtype)
+    if torch.jit.is_tracing():
+        # Into the trace, every time: read from the cache it would be a constant of the second
+        # trace and computed in the first, and the trace's own check compares the two. A traced
+        # size is a tensor; the trace is for this size.
+        return function(int(size), device, dtype)
     return _cached(function, size, device, dtype)
 
 

@@ -47,7 +47,7 @@ def _isotropic_flux(z: Tensor) -> Tensor:
     # avg_pool2d averages the n existing pixels of each 3x3 window, its centre included. The mean
     # without the centre, minus the centre, is n / (n - 1) times that average minus the centre.
     ones = z.new_ones(1, 1, z.shape[2], z.shape[3])
-    n = F.avg_pool2d(ones, 3, stride=1, padding=1, divisor_override=1)
+    n = F.conv2d(ones, z.new_ones(1, 1, 3, 3), padding=1)
     mean = F.avg_pool2d(z, 3, stride=1, padding=1, count_include_pad=False)
     # A 1x1 field has no neighbour: its n - 1 is 0 and its flux 0.
     return (mean - z) * (n / (n - 1).clamp(min=1))

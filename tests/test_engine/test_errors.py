@@ -1,7 +1,7 @@
 import pytest
 
 from mmhcnet import HcNet
-from mmhcnet.engine.errors import explain, one_line_errors
+from mmhcnet.engine.errors import explain, one_line_errors, require_packages
 
 
 def test_unknown_argument_names_the_nearest_and_all():
@@ -35,3 +35,11 @@ def test_other_exceptions_pass():
     with pytest.raises(ZeroDivisionError):
         with one_line_errors():
             1 / 0
+
+
+def test_missing_packages():
+    require_packages('torch', 'json')
+    with pytest.raises(SystemExit, match='^Error: this needs nopack and nopack2: '
+                                         'pip install nopack nopack2$'):
+        with one_line_errors():
+            require_packages('nopack', 'torch', 'nopack2')

@@ -2,7 +2,10 @@
 dataset_type = 'CocoDataset'
 data_root = 'data/digits/detection/'
 data_help = 'tools/dataset_converters/make_digits.py, which makes it in seconds'
-metainfo = dict(classes=tuple('0123456789'))
+metainfo = dict(
+    classes=tuple('0123456789'),
+    palette=[(230, 25, 75), (60, 180, 75), (255, 225, 25), (0, 130, 200), (245, 130, 48),
+             (145, 30, 180), (70, 240, 240), (240, 50, 230), (210, 245, 60), (170, 110, 40)])
 
 # No flip: digits are not mirror-symmetric.
 train_pipeline = [

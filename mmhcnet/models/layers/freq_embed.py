@@ -40,7 +40,8 @@ class FreqEmbed(nn.ParameterList):
         embedding = self[stage]
         if embedding.shape[:2] == size:
             return embedding
-        keep = not (self.training or torch.compiler.is_compiling()
+        # Kept, it would be computed in a first trace and a constant in the next.
+        keep = not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
                     or torch.is_grad_enabled() and embedding.requires_grad)
         if not keep:
             return _resize(embedding, size)

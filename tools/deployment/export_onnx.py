@@ -1,0 +1,91 @@
+"""Export a model to ONNX and compare it with torch in onnxruntime.
+
+A classifier (class logits) and a segmentor (logits of every pixel) are exported whole, of a
+detector backbone and neck: its boxes and masks are made behind the pyramid of maps. Batch, height
+and width are dynamic; with a vHeat, which is folded for one image size, only the batch is. The
+graph takes normalised images; the mean, deviation and channel order are printed.
+"""
+import argparse
+import os
+import warnings
+
+import torch
+from mmengine.config import Config, DictAction
+
+from mmhcnet.engine.config import load_config
+from mmhcnet.engine.errors import one_line_errors, require_packages
+from mmhcnet.engine.export import (TOLERANCE, check_onnx, check_shapes, export_onnx, exportable,
+                                   has_fixed_size)
+
+SHAPES = {'mmpretrain': (224, 224), 'mmdet': (256, 320), 'mmseg': (512, 512)}
+WHAT = {'mmpretrain': 'classifier', 'mmseg': 'segmentor, logits of every pixel',
+        'mmdet': "the detector's backbone and neck"}
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', nargs='?', help='weights (default: random ones)')
+    parser.add_argument('--out', required=True, help='ONNX file to write')
+    parser.add_argument('--shape', type=int, nargs='+', metavar=('H', 'W'),
+                        help='image size: the size of a vHeat, and for others the one that is '
+                        'traced (default: 224 224 for classification, 256 320 for detection, '
+                        '512 512 for segmentation)')
+    parser.add_argument('--opset', type=int, default=17,
+                        help="version of ONNX's operator set (default: %(default)s)")
+    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+                        help='override settings of the config')
+    args = parser.parse_args()
+    if args.shape and len(args.shape) > 2:
+        parser.error('--shape takes H and W, or one number for both')
+    return args
+
+
+def normalisation(cfg: Config) -> str:
+    settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    swapped = settings.get('to_rgb') or settings.get('bgr_to_rgb')
+    return (f"{'RGB' if swapped else 'BGR'} image, minus {settings.get('mean')}, divided by "
+            f"{settings.get('std')}")
+
+
+def main() -> None:
+    args = parse_args()
+    torch.manual_seed(0)
+    with one_line_errors():
+        require_packages('onnx', 'onnxruntime')
+        cfg = load_config(args.config, args.cfg_options, work_dir=None)
+        shape = args.shape or SHAPES.get(cfg.get('default_scope'))
+        shape = (shape[0], shape[-1])
+        module = exportable(cfg, args.checkpoint, shape)
+    fixed = has_fixed_size(module)
+    # Renamed when it is checked: a file that is there is one that agrees with torch.
+    unchecked = args.out + '.tmp'
+    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
+    try:
+        with warnings.catch_warnings():
+            # A trace warns about every Python number that it takes from a shape; the check at
+            # other shapes shows whether one of them mattered.
+            warnings.simplefilter('ignore')
+            export_onnx(module, unchecked, shape, args.opset, module.outputs)
+        print(f'{WHAT[cfg.default_scope]}, opset {args.opset}, dynamic: '
+              f"{'batch' if fixed else 'batch, height, width'}")
+        print(f'input: {normalisation(cfg)}')
+        differ = False
+        for checked in check_onnx(module, unchecked, check_shapes(shape, fixed)):
+            differ |= not checked.ok
+            print(f"{'x'.join(map(str, checked.shape)):>16}: max difference "
+                  f'{checked.difference:.1e}, largest value {checked.largest:.1e}')
+        if differ:
+            raise SystemExit(f'Error: onnxruntime and torch differ by more than {TOLERANCE} (of '
+                             f'the largest value, where that is above 1): {args.out} is not '
+                             'written')
+        os.replace(unchecked, args.out)
+    finally:
+        if os.path.exists(unchecked):
+            os.remove(unchecked)
+    print(f'{args.out}: {os.path.getsize(args.out) / 2**20:.1f} MiB')
+
+
+if __name__ == '__main__':
+    main()
