@@ -4,9 +4,12 @@ mmengine imports ``<scope>.registry`` when it meets a dotted name, so ``type='mm
 needs no ``custom_imports``.
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhcnet.models'])
 DATA_SAMPLERS = Registry(
     'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=['mmhcnet.engine.trial'])
+HOOKS = Registry(
+    'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=['mmhcnet.engine.checkpoint_hook'])

@@ -10,7 +10,7 @@ from mmengine.runner import Runner
 
 from mmhcnet.engine.config import check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.engine.errors import UserError, one_line_errors
 from mmhcnet.engine.pretrained import use_pretrained
 from mmhcnet.engine.schedule import run_length
 from mmhcnet.engine.trial import make_trial, report_trial
@@ -81,7 +81,8 @@ def main() -> None:
             planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
             make_trial(cfg, args.trial)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with one_line_errors(UserError):
+        runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)
         if is_main_process():

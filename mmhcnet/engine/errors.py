@@ -3,9 +3,13 @@ import inspect
 import re
 import sys
 from contextlib import contextmanager
-from typing import Iterator
+from typing import Iterator, Type
 
 from mmhcnet.registry import MODELS
+
+
+class UserError(Exception):
+    """What only the user can put right; the message is one sentence that says how."""
 
 
 def explain(error: Exception) -> str:
@@ -23,14 +27,19 @@ def explain(error: Exception) -> str:
     return f"{match[1]} has no argument '{match[2]}'{hint} It takes: {', '.join(known)}"
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the program with one line instead of a traceback on a mistake in config or command.
+# What comes from a mistake in a config or command while they are read and built from.
+MISTAKES = (UserError, FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError)
 
-    Only around loading a config and building from it: there these exceptions come from what the
-    user wrote.
+
+@contextmanager
+def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
+    """End the program with one line instead of a traceback.
+
+    Args:
+        kinds (type): Exceptions that are the user's to put right; by default those that a mistake
+            in config or command raises, which fits loading a config and building from it.
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError) as error:
+    except kinds or MISTAKES as error:
         sys.exit(f'Error: {explain(error)}')

@@ -73,7 +73,7 @@ def make_trial(cfg: Config, iterations: int) -> None:
     cfg.default_hooks.logger.interval = max(1, iterations // 10)
     cfg.default_hooks.logger.log_metric_by_epoch = False
     cfg.default_hooks.checkpoint = dict(
-        type='CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
+        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):
         _, world_size = get_dist_info()
