@@ -8,7 +8,8 @@ from mmengine.runner import Runner
 
 from mmhcnet.engine.config import check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.engine.errors import UserError, one_line_errors
+from mmhcnet.engine.safe_load import load_safely
 
 
 def parse_args() -> argparse.Namespace:
@@ -27,6 +28,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -85,6 +88,7 @@ def build_config(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         prepare_distributed(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
@@ -93,7 +97,8 @@ def main() -> None:
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type=dump, out_file_path=args.out)))
-    runner.test()
+    with one_line_errors(UserError):
+        runner.test()
 
 
 if __name__ == '__main__':

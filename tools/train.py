@@ -12,6 +12,7 @@ from mmhcnet.engine.config import check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
 from mmhcnet.engine.errors import UserError, one_line_errors
 from mmhcnet.engine.pretrained import use_pretrained
+from mmhcnet.engine.safe_load import load_safely
 from mmhcnet.engine.schedule import run_length
 from mmhcnet.engine.trial import make_trial, report_trial
 
@@ -30,6 +31,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument('--pretrained', metavar='CKPT',
                         help='start the backbone from a classification checkpoint')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
@@ -73,6 +76,7 @@ def build_config(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         prepare_distributed(cfg)
         if args.pretrained:

@@ -110,6 +110,13 @@ class CheckpointHook(_CheckpointHook):
             runner.logger.info(f'Resuming from {path}, the newest checkpoint that is whole.')
         return path and str(path), None
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        lacks = [key for key in ('meta', 'message_hub') if key not in checkpoint]
+        if runner._resume and lacks:
+            raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
+                            f'(no {" and no ".join(lacks)}). To start from them, give it as '
+                            '--cfg-options load_from=... without --resume')
+
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)
         if is_main_process() and isinstance(self.backend_args, dict) and (

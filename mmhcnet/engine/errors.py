@@ -8,7 +8,7 @@ from typing import Iterator, Type
 from mmhcnet.registry import MODELS
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """What only the user can put right; the message is one sentence that says how."""
 
 
@@ -28,7 +28,7 @@ def explain(error: Exception) -> str:
 
 
 # What comes from a mistake in a config or command while they are read and built from.
-MISTAKES = (UserError, FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError)
+MISTAKES = (FileExistsError, FileNotFoundError, KeyError, TypeError, ValueError)
 
 
 @contextmanager
