@@ -32,7 +32,7 @@ def test_an_unknown_argument_is_refused_at_once():
 
 def test_keeps_the_newest_with_their_records(tmp_path):
     toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=2),
-               train_cfg=dict(by_epoch=True, max_epochs=4)).train()
+               train_cfg=dict(max_epochs=4)).train()
     assert names(tmp_path) == ['epoch_3.pth', 'epoch_4.pth']
     assert all(fault_of(path) is None and record_of(path).exists()
                for path in tmp_path.glob('*.pth'))
@@ -49,7 +49,7 @@ def test_the_old_one_goes_after_the_new_one_stands(tmp_path, monkeypatch):
 
     monkeypatch.setattr(CheckpointBackend, 'remove', remove)
     toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1),
-               train_cfg=dict(by_epoch=True, max_epochs=2)).train()
+               train_cfg=dict(max_epochs=2)).train()
     assert removed == ['epoch_1.pth']
 
 
@@ -57,7 +57,7 @@ def test_a_kill_before_the_old_one_is_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointBackend, 'remove', lambda self, path: None)
         toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1),
-                   train_cfg=dict(by_epoch=True, max_epochs=2)).train()
+                   train_cfg=dict(max_epochs=2)).train()
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
     toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1), resume=True).train()
     assert names(tmp_path) == ['epoch_3.pth']
@@ -65,7 +65,7 @@ def test_a_kill_before_the_old_one_is_removed(tmp_path, monkeypatch):
 
 def test_a_killed_writers_file_is_removed(tmp_path):
     (tmp_path / '.epoch_1.pth.tmp').write_text('half')
-    toy_runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1)).train()
+    toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
     assert not (tmp_path / '.epoch_1.pth.tmp').exists()
 
 
@@ -74,7 +74,7 @@ def test_resumes_from_the_newest_whole_one(tmp_path):
     raw = (tmp_path / 'epoch_3.pth').read_bytes()
     (tmp_path / 'epoch_3.pth').write_bytes(raw[:-100])
     (tmp_path / 'epoch_2.pth').write_bytes(b'')
-    runner = toy_runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=4), resume=True)
+    runner = toy_runner(tmp_path, train_cfg=dict(max_epochs=4), resume=True)
     lines = []
     runner.logger.warning = lines.append
     runner.train()
@@ -100,7 +100,7 @@ def test_a_dangling_link_is_passed_over(tmp_path):
 
 
 def test_nothing_to_resume_starts_anew(tmp_path):
-    toy_runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=1), resume=True).train()
+    toy_runner(tmp_path, train_cfg=dict(max_epochs=1), resume=True).train()
     assert names(tmp_path) == ['epoch_1.pth']
 
 
@@ -119,7 +119,7 @@ def test_a_given_path_is_checked(tmp_path):
 def test_last_checkpoint_is_not_trusted(tmp_path):
     toy_runner(tmp_path).train()
     (tmp_path / 'last_checkpoint').write_text('/nowhere/epoch_9.pth')
-    runner = toy_runner(tmp_path, train_cfg=dict(by_epoch=True, max_epochs=4), resume=True)
+    runner = toy_runner(tmp_path, train_cfg=dict(max_epochs=4), resume=True)
     runner.train()
     assert runner.epoch == 4
 
@@ -194,7 +194,7 @@ class Scores(BaseMetric):
 
 def validated(work_dir, scores, epochs=None, **settings):
     runner = toy_runner(
-        work_dir, train_cfg=dict(by_epoch=True, max_epochs=epochs or len(scores), val_interval=1),
+        work_dir, train_cfg=dict(max_epochs=epochs or len(scores), val_interval=1),
         checkpoint=dict(max_keep_ckpts=1, save_best='score', rule='greater'),
         val_cfg=dict(), val_dataloader=dict(
             batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),

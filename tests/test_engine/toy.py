@@ -53,14 +53,15 @@ class ToyModel(BaseModel):
 def toy_runner(work_dir, train_cfg=None, checkpoint=None, dataset=None, workers=0, seed=3,
                **settings):
     """A Runner of the toy model; ``settings`` go to Runner."""
-    train_cfg = train_cfg or dict(by_epoch=True, max_epochs=3)
+    train_cfg = dict(train_cfg or dict(max_epochs=3))
     infinite = 'max_iters' in train_cfg
+    train_cfg.setdefault('type', f'mmhcnet.{"Iter" if infinite else "Epoch"}TrainLoop')
     settings = dict(
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
         randomness=dict(seed=seed)) | settings
     return Runner(
-        ToyModel(),
+        dict(type=ToyModel),
         str(work_dir),
         train_cfg=train_cfg,
         train_dataloader=dict(

@@ -7,4 +7,4 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=50, end=1000),
 ]
 train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=1000, val_interval=1000)
+    _delete_=True, type='mmhcnet.IterTrainLoop', max_iters=1000, val_interval=1000)
