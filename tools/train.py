@@ -12,6 +12,7 @@ from mmhcnet.engine.config import check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
 from mmhcnet.engine.errors import UserError, one_line_errors
 from mmhcnet.engine.pretrained import use_pretrained
+from mmhcnet.engine.restart import resume_of_attempt
 from mmhcnet.engine.safe_load import load_safely
 from mmhcnet.engine.schedule import run_length
 from mmhcnet.engine.trial import make_trial, report_trial
@@ -67,9 +68,10 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
                              'the config')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    resume = resume_of_attempt(cfg.work_dir, args.resume)
+    if resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = None if resume == 'auto' else resume
     return cfg
 
 

@@ -15,18 +15,15 @@ from mmhcnet.registry import HOOKS
 from .checkpoint_file import fault_of, remove_leftovers, write_file
 from .errors import UserError
 
-_NAMES = ('epoch_{}.pth', 'iter_{}.pth')
+NAMES = ('epoch_{}.pth', 'iter_{}.pth')
 
 
-def newest_whole(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
-    """The newest checkpoint in a folder that is whole, and what was passed over.
+def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
+    """Checkpoints in a folder, newest first.
 
     Args:
-        folder (str): Where they lie.
+        folder (str): Where they lie; may be missing.
         names (tuple[str]): File names with ``{}`` for the number; other files are not looked at.
-
-    Returns:
-        tuple: The path, or None; and for each newer one that is damaged a line with the reason.
     """
     patterns = [re.compile(r'(\d+)'.join(map(re.escape, name.split('{}')))) for name in names]
     found = []
@@ -36,8 +33,17 @@ def newest_whole(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], L
             path = Path(folder, name)
             # A clock may be too coarse to tell two of them apart.
             found.append((path.lstat().st_mtime_ns, int(match[1]), path))
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def newest_whole(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
+    """The newest checkpoint in a folder that is whole, and what was passed over.
+
+    Returns:
+        tuple: The path, or None; and for each newer one that is damaged a line with the reason.
+    """
     skipped = []
-    for _, _, path in sorted(found, reverse=True):
+    for path in numbered(folder, names):
         fault = fault_of(path)
         if fault is None:
             return path, skipped
@@ -98,7 +104,7 @@ class CheckpointHook(_CheckpointHook):
                 'the newest checkpoint of the work directory that is whole')
         folder = Path(self.out_dir, Path(runner.work_dir).name) if self.out_dir else (
             runner.work_dir)
-        path, skipped = newest_whole(folder, (self.filename_tmpl, *_NAMES))
+        path, skipped = newest_whole(folder, (self.filename_tmpl, *NAMES))
         for line in skipped:
             runner.logger.warning(f'Not resumed from {line}')
         if path is None and skipped:
@@ -162,11 +168,32 @@ class CheckpointHook(_CheckpointHook):
             hub.update_info('last_ckpt', previous)
             return
         self.last_ckpt = path
+        interim = hub.pop_info('interim_ckpt', None)
+        if interim:
+            self._remove(interim)
         if self.max_keep_ckpts > 0:
             self.keep_ckpt_ids = deque(steps, self.max_keep_ckpts)
             for old in steps[:-self.max_keep_ckpts]:
                 self._remove(self.file_backend.join_path(
                     self.out_dir, self.filename_tmpl.format(old)))
+
+    def save_now(self, runner: Runner) -> Optional[str]:
+        """Write a checkpoint after an iteration, whenever it is; returns the path if that worked.
+
+        In a run that saves by epochs it lies beside the others until the next of them stands.
+        """
+        step = runner.iter + 1
+        meta = dict(epoch=runner.epoch, iter=step)
+        if not self.by_epoch:
+            self._save_checkpoint_with_step(runner, step, meta)
+            return None if self._write_errors else self.last_ckpt
+        path = self.file_backend.join_path(self.out_dir, NAMES[1].format(step))
+        runner.message_hub.update_info('interim_ckpt', path)
+        written = self._written(runner, 'the checkpoint', lambda: runner.save_checkpoint(
+            self.out_dir, NAMES[1].format(step), self.file_client_args,
+            save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
+            meta=meta, by_epoch=False, backend_args=self.backend_args))
+        return path if written else None
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:

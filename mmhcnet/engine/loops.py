@@ -5,6 +5,7 @@ random numbers from (seed, rank, iteration) and start the data at the iteration 
 was written, within an epoch too, without loading what was seen before.
 """
 import bisect
+import signal
 from typing import List, Optional, Tuple
 
 import torch
@@ -31,10 +32,16 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     loader['dataset'] = SeededDataset(dataset)
+    loader.setdefault('worker_init_fn', dict(type=_start_worker))
     loader['batch_sampler'] = dict(
         type='mmhcnet.NumberedBatches', drop_last=loader.pop('drop_last', False),
         batch_sampler=loader.get('batch_sampler'), endless=endless)
     return loader
+
+
+def _start_worker(worker_id: int) -> None:
+    """Leave SIGTERM to the process that trains: a cluster sends it to every process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _seed_of(runner: Runner) -> int:
