@@ -4,9 +4,17 @@ mmengine imports ``<scope>.registry`` when it meets a dotted name, so ``type='mm
 needs no ``custom_imports``.
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import HOOKS as ROOT_HOOKS
+from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhcnet.models'])
 DATA_SAMPLERS = Registry(
-    'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=['mmhcnet.engine.trial'])
+    'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=[
+        'mmhcnet.engine.seeded_data', 'mmhcnet.engine.trial'])
+HOOKS = Registry(
+    'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
+        'mmhcnet.engine.checkpoint_hook', 'mmhcnet.engine.finite_hook',
+        'mmhcnet.engine.preemption'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.engine.loops'])

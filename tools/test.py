@@ -10,7 +10,9 @@ try:
 
     from mmhcnet.engine.config import check_data, load_config
     from mmhcnet.engine.cpu_distributed import prepare_distributed
-    from mmhcnet.engine.errors import import_task, one_line_errors
+    from mmhcnet.engine.errors import UserError, import_task, one_line_errors
+    from mmhcnet.engine.safe_load import load_safely
+    from mmhcnet.models.backbones.weights import WeightsError
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -32,6 +34,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -90,6 +94,7 @@ def build_config(args: argparse.Namespace) -> Config:
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
@@ -99,7 +104,8 @@ def main() -> None:
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type=dump, out_file_path=args.out)))
-    runner.test()
+    with one_line_errors(UserError, WeightsError):
+        runner.test()
 
 
 if __name__ == '__main__':

@@ -2,6 +2,8 @@
 # Start SCRIPT (train.py or test.py beside this file) in N processes; dist_train.sh and
 # dist_test.sh call this.
 #   tools/torchrun.sh SCRIPT N ARGS...
+# With MAX_RESTARTS=R the processes are started anew up to R times when one of them dies; train.py
+# then goes on from the newest whole checkpoint.
 # Several machines: run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 set -euo pipefail
 SCRIPT=$1
@@ -14,4 +16,5 @@ shift 2
     --master_addr="${MASTER_ADDR:-127.0.0.1}" \
     --master_port="${PORT:-29500}" \
     --nproc_per_node="$N" \
+    --max_restarts="${MAX_RESTARTS:-0}" \
     "$(dirname "$0")/$SCRIPT" "$@" --launcher pytorch

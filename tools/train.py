@@ -12,10 +12,13 @@ try:
 
     from mmhcnet.engine.config import check_data, load_config
     from mmhcnet.engine.cpu_distributed import prepare_distributed
-    from mmhcnet.engine.errors import import_task, one_line_errors
+    from mmhcnet.engine.errors import UserError, import_task, one_line_errors
     from mmhcnet.engine.pretrained import use_pretrained
+    from mmhcnet.engine.restart import resume_of_attempt
+    from mmhcnet.engine.safe_load import load_safely
     from mmhcnet.engine.schedule import run_length
     from mmhcnet.engine.trial import make_trial, report_trial
+    from mmhcnet.models.backbones.weights import WeightsError
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -35,6 +38,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
     parser.add_argument('--pretrained', metavar='CKPT',
                         help='start the backbone from a classification checkpoint')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
@@ -69,15 +74,17 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
                              'the config')
         cfg.auto_scale_lr.enable = True
-    if args.resume:
+    resume = resume_of_attempt(cfg.work_dir, args.resume)
+    if resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = None if resume == 'auto' else resume
     return cfg
 
 
 def main() -> None:
     args = parse_args()
     with one_line_errors():
+        load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
@@ -87,7 +94,8 @@ def main() -> None:
             planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
             make_trial(cfg, args.trial)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    runner.train()
+    with one_line_errors(UserError, WeightsError):
+        runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)
         if is_main_process():

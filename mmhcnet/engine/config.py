@@ -47,6 +47,10 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
         raise FileNotFoundError(f"no config file '{path}'; configs of this project lie below "
                                 'configs/')
     cfg = Config.fromfile(path)
+    if cfg.get('train_cfg') and 'type' in cfg.train_cfg:
+        # mmpretrain's way to name a loop, in a config that inherits from ours; mmengine takes
+        # one of the two.
+        cfg.train_cfg.pop('by_epoch', None)
     planned = run_length(cfg.train_cfg) if cfg.get('train_cfg') else None
     options = cfg_options or {}
     cfg.merge_from_dict(options)

@@ -5,12 +5,16 @@ import re
 import sys
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Iterator
+from typing import Iterator, Type
 
 from mmhcnet.registry import MODELS
 
 DOCTOR = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
           'mends it.')
+
+
+class UserError(ValueError):
+    """What only the user can put right; the message is one sentence that says how."""
 
 
 def explain(error: Exception) -> str:
@@ -40,17 +44,21 @@ def require_packages(*names: str) -> None:
                                   f'pip install {" ".join(missing)}')
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """End the program with one line instead of a traceback on a mistake in config or command.
+# What comes from a mistake in a config or command while they are read and built from.
+MISTAKES = (FileExistsError, FileNotFoundError, KeyError, ModuleNotFoundError, TypeError, ValueError)
 
-    Only around loading a config and building from it: there these exceptions come from what the
-    user wrote.
+
+@contextmanager
+def one_line_errors(*kinds: Type[Exception]) -> Iterator[None]:
+    """End the program with one line instead of a traceback.
+
+    Args:
+        kinds (type): Exceptions that are the user's to put right; by default those that a mistake
+            in config or command raises, which fits loading a config and building from it.
     """
     try:
         yield
-    except (FileExistsError, FileNotFoundError, KeyError, ModuleNotFoundError, TypeError,
-            ValueError) as error:
+    except kinds or MISTAKES as error:
         sys.exit(f'Error: {explain(error)}')
 
 

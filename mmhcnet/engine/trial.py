@@ -68,12 +68,12 @@ def make_trial(cfg: Config, iterations: int) -> None:
             schedulers, iterations, per_epoch=ratio, per_iter=per_iter, to_iters=True)
     cfg.work_dir = os.path.join(cfg.work_dir, 'trial')
     cfg.train_cfg = dict(
-        type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations)
+        type='mmhcnet.IterTrainLoop', max_iters=iterations, val_interval=iterations)
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.logger.interval = max(1, iterations // 10)
     cfg.default_hooks.logger.log_metric_by_epoch = False
     cfg.default_hooks.checkpoint = dict(
-        type='CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
+        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):
         _, world_size = get_dist_info()

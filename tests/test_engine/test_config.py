@@ -83,3 +83,10 @@ def test_sync_bn_becomes_bn_everywhere():
 def test_first_samples(number, expected):
     sampler = FirstSamples(range(5), number)
     assert list(sampler) == expected and len(sampler) == len(expected)
+
+
+def test_mmpretrains_by_epoch_beside_a_loop_of_ours(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        "train_cfg = dict(type='mmhcnet.EpochTrainLoop', by_epoch=True, max_epochs=3)")
+    assert load_config(str(tmp_path / 'c.py'), None, None).train_cfg == dict(
+        type='mmhcnet.EpochTrainLoop', max_epochs=3)

@@ -2,7 +2,9 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(type='mmhcnet.CheckpointHook', interval=1, max_keep_ckpts=3),
+    finite=dict(type='mmhcnet.FiniteHook', max_in_a_row=10),
+    preemption=dict(type='mmhcnet.PreemptionHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
 env_cfg = dict(
     cudnn_benchmark=False,

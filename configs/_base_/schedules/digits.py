@@ -9,4 +9,4 @@ param_scheduler = [
         type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=0, end=4,
         convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=4, val_interval=4)
+train_cfg = dict(type='mmhcnet.EpochTrainLoop', max_epochs=4, val_interval=4)

@@ -7,4 +7,4 @@ param_scheduler = [
     dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=50, end=500),
 ]
 train_cfg = dict(
-    _delete_=True, type='IterBasedTrainLoop', max_iters=500, val_interval=500)
+    _delete_=True, type='mmhcnet.IterTrainLoop', max_iters=500, val_interval=500)

@@ -13,5 +13,5 @@ param_scheduler = [
         type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=300,
         convert_to_iter_based=True),
 ]
-train_cfg = dict(by_epoch=True, max_epochs=300, val_interval=1)
+train_cfg = dict(type='mmhcnet.EpochTrainLoop', max_epochs=300, val_interval=1)
 auto_scale_lr = dict(enable=False, base_batch_size=256)

@@ -12,6 +12,10 @@ _BLOCK_NORMS = {
 }
 
 
+class WeightsError(ValueError):
+    """Weights that are not for the model; the message names both and the cure."""
+
+
 class Weights(NamedTuple):
     """What a state dict of a backbone is of."""
     family: str
@@ -48,7 +52,7 @@ def check_fit(found: Optional[Weights], here: Weights) -> None:
         here (Weights): Of the model.
 
     Raises:
-        ValueError: Another family, another size, or the authors' names.
+        WeightsError: Another family, another size, or the authors' names.
     """
     if found is None:
         return
@@ -59,4 +63,4 @@ def check_fit(found: Optional[Weights], here: Weights) -> None:
     cure = 'take the checkpoint or the config of the other'
     if 'authors' in found.family:
         cure = 'convert it with tools/model_converters/official_to_mmhcnet.py'
-    raise ValueError(f'the checkpoint is of {found}, the model is {here}: {cure}')
+    raise WeightsError(f'the checkpoint is of {found}, the model is {here}: {cure}')
