@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmhcnet.stack import is_compiling
+
 
 def _resize(embedding: Tensor, size: Tuple[int, int]) -> Tensor:
     if embedding.shape[:2] == size:
@@ -40,7 +42,7 @@ class FreqEmbed(nn.ParameterList):
         embedding = self[stage]
         if embedding.shape[:2] == size:
             return embedding
-        keep = not (self.training or torch.compiler.is_compiling()
+        keep = not (self.training or is_compiling()
                     or torch.is_grad_enabled() and embedding.requires_grad)
         if not keep:
             return _resize(embedding, size)
