@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmhcnet.doctor import Facts, examine
-from mmhcnet.engine.stack import STACKS
+from mmhcnet.doctor import STACKS, Facts, examine
 
 from .conftest import ROOT
 

@@ -7,7 +7,7 @@ _base_ = [
 ]
 
 # More than four fifths of the pixels are background.
-loss_decode = dict(class_weight=[0.3] + [1.0] * 10)
+loss_decode = dict(class_weight=[0.1] + [1.0] * 10)
 
 model = dict(
     data_preprocessor=dict(mean=[127.5] * 3, std=[60.] * 3, size=(128, 128)),

@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from mmhcnet.stack import is_compiling
+
 # Sizes of feature maps seen in multi-scale training; 512 entries of size 200 take 80 MB.
 _CACHED = 512
 
@@ -40,7 +42,7 @@ def _cached(function, size: int, device: torch.device, dtype: torch.dtype) -> Te
 
 
 def _constant(function, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    if torch.compiler.is_compiling():
+    if is_compiling():
         return function(size, device, dtype)
     if torch.jit.is_tracing():
         # Into the trace, every time: read from the cache it would be a constant of the second

@@ -99,42 +99,39 @@ model = dict(
 '''),
 }
 
-# Types are imported classes; the base, a file of the user's, comes through read_base().
+# A base of the user's own, whose types are imported classes, and the backbone's arguments.
 NEW_STYLE = {
-    'mmpretrain': f'''
+    'mmpretrain': ('''
 from mmpretrain.models import CrossEntropyLoss, GlobalAveragePooling, ImageClassifier, LinearClsHead
 
 model = dict(
     type=ImageClassifier,
-    backbone=dict(type=HcNet, arch={SMALL}, out_indices=(3, )),
     neck=dict(type=GlobalAveragePooling),
     head=dict(type=LinearClsHead, num_classes=10, in_channels=40, loss=dict(type=CrossEntropyLoss)))
-''',
-    'mmdet': f'''
+''', f'arch={SMALL}, out_indices=(3, )'),
+    'mmdet': ('''
 from mmdet.models import FCOS, FPN, DetDataPreprocessor, FCOSHead
 
 model = dict(
     type=FCOS,
     data_preprocessor=dict(type=DetDataPreprocessor, pad_size_divisor=32),
-    backbone=dict(type=HcNet, arch={SMALL}),
     neck=dict(type=FPN, in_channels=[16, 24, 32, 40], out_channels=16, num_outs=5),
     bbox_head=dict(
         type=FCOSHead, num_classes=10, in_channels=16, feat_channels=16, stacked_convs=1,
         strides=[4, 8, 16, 32, 64], norm_cfg=None))
-''',
-    'mmseg': f'''
+''', f'arch={SMALL}'),
+    'mmseg': ('''
 from mmseg.models import CrossEntropyLoss, EncoderDecoder, FCNHead, SegDataPreProcessor
 
 model = dict(
     type=EncoderDecoder,
     data_preprocessor=dict(type=SegDataPreProcessor, size=(128, 128)),
-    backbone=dict(type=HcNet, arch={SMALL}),
     decode_head=dict(
         type=FCNHead, in_channels=40, in_index=3, channels=16, num_convs=1, num_classes=11,
         loss_decode=dict(type=CrossEntropyLoss)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
-''',
+''', f'arch={SMALL}'),
 }
 
 
@@ -186,13 +183,19 @@ def test_whole_config_as_base(package, train, digits, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('package', DATA)
 def test_new_style_config(package, train, digits, tmp_path):
+    model, backbone = NEW_STYLE[package]
     data = DATA[package].replace('DATA', str(digits))
-    (tmp_path / 'base.py').write_text(
-        f'{data}{COMMON}train_dataloader = loader\n'
+    (tmp_path / 'my_base.py').write_text(
+        f'{model}{data}{COMMON}train_dataloader = loader\n'
         f"default_scope = '{package}'\n"
         "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))\n")
-    (tmp_path / 'mine.py').write_text(
-        'from mmengine.config import read_base\n\n'
-        'from mmhcnet import HcNet\n\n'
-        f'with read_base():\n    from .base import *\n{NEW_STYLE[package]}')
+    (tmp_path / 'mine.py').write_text(f'''
+from mmengine.config import read_base
+from mmhcnet import HcNet
+
+with read_base():
+    from .my_base import *
+
+model.update(backbone=dict(type=HcNet, {backbone}))
+''')
     train(package, tmp_path)

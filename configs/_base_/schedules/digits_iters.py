@@ -1,7 +1,7 @@
 # 500 iterations of batches of 8; minutes on 2 CPU cores.
 _base_ = './digits.py'
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
+optim_wrapper = dict(optimizer=dict(lr=6e-3), clip_grad=dict(max_norm=1.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
     dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=50, end=500),

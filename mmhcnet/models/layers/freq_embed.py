@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
+from mmhcnet.stack import is_compiling
+
 
 def _resize(embedding: Tensor, size: Tuple[int, int]) -> Tensor:
     if embedding.shape[:2] == size:
@@ -41,7 +43,7 @@ class FreqEmbed(nn.ParameterList):
         if embedding.shape[:2] == size:
             return embedding
         # Kept, it would be computed in a first trace and a constant in the next.
-        keep = not (self.training or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        keep = not (self.training or is_compiling() or torch.jit.is_tracing()
                     or torch.is_grad_enabled() and embedding.requires_grad)
         if not keep:
             return _resize(embedding, size)

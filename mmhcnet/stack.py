@@ -1,0 +1,5 @@
+"""What differs between the stacks, in one place: OneDL on torch 2.10, OpenMMLab on torch 2.1."""
+import torch
+
+# torch.compiler has it from 2.3 on. torch._dynamo had it before too, but takes a second to import.
+is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
