@@ -1,27 +1,18 @@
 """Weights of a checkpoint file for a whole model, with an error where they do not fit."""
-import os
-
-from mmengine.runner import CheckpointLoader
 from torch import nn
+
+from .safe_load import load_local
 
 
 def read_checkpoint(path: str) -> dict:
-    """A checkpoint as mmengine or our converter writes it, on the CPU.
+    """A checkpoint as mmengine or our converter writes it, on the CPU; nothing in it is run.
 
     Raises:
-        FileNotFoundError: No such file.
-        ValueError: Not a checkpoint, or one without weights.
+        UserError: No such file, not a checkpoint, or one that holds more than weights.
+        ValueError: A checkpoint without weights.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no checkpoint file '{path}'")
-    try:
-        checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')
-    # Unpickling raises whatever the bytes lead it to.
-    except Exception as error:
-        raise ValueError(f"'{path}' is not a checkpoint that torch can read "
-                         f'({str(error).splitlines()[0] if str(error) else error!r}): name the '
-                         '.pth file that training wrote') from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get('state_dict'), dict):
+    checkpoint = load_local(path, map_location='cpu')
+    if not isinstance(checkpoint.get('state_dict'), dict):
         raise ValueError(f"'{path}' has no 'state_dict': weights as the papers' authors publish "
                          'them go through tools/model_converters/official_to_mmhcnet.py first')
     return checkpoint
