@@ -8,7 +8,7 @@ from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhcnet.engine.config import check_data, load_config
+from mmhcnet.engine.config import add_tensorboard, check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
 from mmhcnet.engine.errors import one_line_errors
 from mmhcnet.engine.pretrained import use_pretrained
@@ -33,6 +33,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -64,6 +66,8 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
                              'the config')
         cfg.auto_scale_lr.enable = True
+    if args.tensorboard:
+        add_tensorboard(cfg)
     if args.resume:
         cfg.resume = True
         cfg.load_from = None if args.resume == 'auto' else args.resume
