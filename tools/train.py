@@ -10,7 +10,7 @@ try:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from mmhcnet.engine.config import check_data, load_config
+    from mmhcnet.engine.config import add_tensorboard, check_data, load_config
     from mmhcnet.engine.cpu_distributed import prepare_distributed
     from mmhcnet.engine.errors import UserError, import_task, one_line_errors
     from mmhcnet.engine.pretrained import use_pretrained
@@ -43,6 +43,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
+    parser.add_argument('--tensorboard', action='store_true',
+                        help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
@@ -74,6 +76,8 @@ def build_config(args: argparse.Namespace) -> Config:
             raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
                              'the config')
         cfg.auto_scale_lr.enable = True
+    if args.tensorboard:
+        add_tensorboard(cfg)
     resume = resume_of_attempt(cfg.work_dir, args.resume)
     if resume:
         cfg.resume = True

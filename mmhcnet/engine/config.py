@@ -6,6 +6,7 @@ from typing import Iterable, Iterator, Optional, Tuple
 
 from mmengine.config import Config
 
+from .errors import require_packages
 from .schedule import fit_schedule, run_length
 
 
@@ -60,50 +61,82 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
     return cfg
 
 
-def _datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
+def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
     """The innermost datasets below wrappers such as RepeatDataset and ConcatDataset."""
     if 'dataset' in dataset:
-        yield from _datasets(dataset['dataset'], f'{key}.dataset')
+        yield from innermost_datasets(dataset['dataset'], f'{key}.dataset')
     elif 'datasets' in dataset:
         for i, inner in enumerate(dataset['datasets']):
-            yield from _datasets(inner, f'{key}.datasets.{i}')
+            yield from innermost_datasets(inner, f'{key}.datasets.{i}')
     else:
         yield key, dataset
+
+
+def missing_data(cfg: Config, split: str) -> Iterator[str]:
+    """Data folders and annotation files of a split that do not exist.
+
+    Args:
+        cfg (Config): The config; its ``data_help`` says how the data is prepared.
+        split (str): 'train', 'val' or 'test'.
+
+    Yields:
+        str: A sentence with the path, the config key that points to it, and ``data_help``.
+    """
+    help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
+
+    def paths() -> Iterator[Tuple[str, str]]:
+        loader = cfg.get(f'{split}_dataloader')
+        if not loader:
+            return
+        for key, dataset in innermost_datasets(loader['dataset'], f'{split}_dataloader.dataset'):
+            root = dataset.get('data_root') or ''
+            if root:
+                yield root, f'{key}.data_root'
+                if not os.path.exists(root):
+                    continue
+            if dataset.get('ann_file'):
+                yield os.path.join(root, dataset['ann_file']), f'{key}.ann_file'
+            prefix = dataset.get('data_prefix')
+            for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
+                yield os.path.join(root, folder), f'{key}.data_prefix.{name}'
+        evaluators = cfg.get(f'{split}_evaluator') or []
+        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+            if evaluator.get('ann_file'):
+                yield evaluator['ann_file'], f'{split}_evaluator.ann_file'
+
+    for path, key in paths():
+        if '://' not in path and not os.path.exists(path):
+            yield (f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
+                   f'to yours with --cfg-options {key}=...')
 
 
 def check_data(cfg: Config, splits: Iterable[str]) -> None:
     """Make sure that the data folders exist before a model is built.
 
     Args:
-        cfg (Config): The config; its ``data_help`` says how the data is prepared.
+        cfg (Config): The config.
         splits (Iterable[str]): Of 'train', 'val', 'test'.
 
     Raises:
-        FileNotFoundError: A folder or annotation file is missing. The message names it, the
-            config key that points to it, and ``data_help``.
+        FileNotFoundError: The first message of :func:`missing_data`.
     """
-    help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
-
-    def require(path: str, key: str) -> None:
-        if '://' not in path and not os.path.exists(path):
-            raise FileNotFoundError(
-                f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
-                f'to yours with --cfg-options {key}=...')
-
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        if not loader:
-            continue
-        for key, dataset in _datasets(loader['dataset'], f'{split}_dataloader.dataset'):
-            root = dataset.get('data_root') or ''
-            if root:
-                require(root, f'{key}.data_root')
-            if dataset.get('ann_file'):
-                require(os.path.join(root, dataset['ann_file']), f'{key}.ann_file')
-            prefix = dataset.get('data_prefix')
-            for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
-                require(os.path.join(root, folder), f'{key}.data_prefix.{name}')
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if evaluator.get('ann_file'):
-                require(evaluator['ann_file'], f'{split}_evaluator.ann_file')
+        for message in missing_data(cfg, split):
+            raise FileNotFoundError(message)
+
+
+def add_tensorboard(cfg: Config) -> None:
+    """Let the visualizer of a config write to TensorBoard besides what it does already.
+
+    Args:
+        cfg (Config): Changed in place.
+
+    Raises:
+        ModuleNotFoundError: The package tensorboard is not installed.
+    """
+    require_packages('tensorboard')
+    visualizer = cfg.get('visualizer') or dict(type='Visualizer')
+    backends = list(visualizer.get('vis_backends') or [dict(type='LocalVisBackend')])
+    if not any('TensorboardVisBackend' in str(backend['type']) for backend in backends):
+        backends.append(dict(type='TensorboardVisBackend'))
+    cfg.visualizer = dict(visualizer, vis_backends=backends)

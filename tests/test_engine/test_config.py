@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import Config
 
-from mmhcnet.engine.config import check_data, load_config
+from mmhcnet.engine.config import add_tensorboard, check_data, load_config, missing_data
 from mmhcnet.engine.cpu_distributed import _replace_sync_bn
 from mmhcnet.engine.trial import FirstSamples
 
@@ -90,3 +90,43 @@ def test_mmpretrains_by_epoch_beside_a_loop_of_ours(tmp_path):
         "train_cfg = dict(type='mmhcnet.EpochTrainLoop', by_epoch=True, max_epochs=3)")
     assert load_config(str(tmp_path / 'c.py'), None, None).train_cfg == dict(
         type='mmhcnet.EpochTrainLoop', max_epochs=3)
+
+
+@pytest.mark.parametrize('visualizer, kept', [
+    (None, ['LocalVisBackend']),
+    (dict(type='A', name='a', vis_backends=[dict(type='WandbVisBackend')]), ['WandbVisBackend']),
+    (dict(type='A', vis_backends=[dict(type='TensorboardVisBackend')]), [])])
+def test_tensorboard_joins_the_other_backends(visualizer, kept, monkeypatch):
+    monkeypatch.setattr('mmhcnet.engine.config.require_packages', lambda *names: None)
+    cfg = Config(dict(visualizer=visualizer) if visualizer else {})
+    add_tensorboard(cfg)
+    types = [backend.type for backend in cfg.visualizer.vis_backends]
+    assert types == [*kept, 'TensorboardVisBackend']
+    assert cfg.visualizer.type == (visualizer or dict(type='Visualizer'))['type']
+    assert cfg.visualizer.get('name') == (visualizer or {}).get('name')
+
+
+def test_tensorboard_is_not_installed(monkeypatch):
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match='pip install tensorboard$'):
+        add_tensorboard(Config())
+
+
+def test_all_that_is_missing(tmp_path):
+    dataset = dict(data_root=str(tmp_path), ann_file='a.json', data_prefix=dict(img='images'))
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset)),
+                      train_evaluator=dict(ann_file='nowhere/a.json'), data_help='the manual'))
+    found = list(missing_data(cfg, 'train'))
+    assert [message.split('--cfg-options ')[1] for message in found] == [
+        'train_dataloader.dataset.dataset.ann_file=...',
+        'train_dataloader.dataset.dataset.data_prefix.img=...', 'train_evaluator.ann_file=...']
+    assert all('see the manual' in message for message in found)
+    (tmp_path / 'images').mkdir()
+    assert len(list(missing_data(cfg, 'train'))) == 2
+    assert list(missing_data(cfg, 'val')) == []
+
+
+def test_nothing_below_a_missing_root_is_named():
+    dataset = dict(data_root='nowhere', ann_file='a.json')
+    cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
+    assert len(list(missing_data(cfg, 'train'))) == 1

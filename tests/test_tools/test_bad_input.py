@@ -1,4 +1,5 @@
 """A mistake of the user ends a tool with one line that names the cure, before any training."""
+import importlib.util
 import os
 import re
 
@@ -117,6 +118,14 @@ def test_trial_of_no_iterations(tool, small):
     line = the_line(tool('train.py', CONFIGS['classification'], '--trial', 0,
                          *small('classification'), fails=True))
     assert 'at least 1 iteration' in line
+
+
+@pytest.mark.skipif(importlib.util.find_spec('tensorboard') is not None,
+                    reason='tensorboard is installed')
+def test_tensorboard_is_not_installed(tool, small):
+    line = the_line(tool('train.py', CONFIGS['classification'], '--tensorboard',
+                         *small('classification'), fails=True))
+    assert line.endswith('this needs tensorboard: pip install tensorboard')
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')

@@ -182,3 +182,15 @@ def test_get_flops(tool, config, shape, expected):
         assert done.stdout.count('4.15 G MACs') == 2
     done = tool('analysis_tools/get_flops.py', f'configs/{config}', '--shape', 64, 96)
     assert '64x96' in done.stdout
+
+
+@pytest.mark.slow
+def test_tensorboard(tool, small, tmp_path):
+    pytest.importorskip('tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    done = tool('train.py', CONFIGS['classification'], '--work-dir', tmp_path, '--no-validate',
+                '--tensorboard', *small('classification'))
+    events, = tmp_path.glob('*/vis_data/events.out.tfevents.*')
+    logged = EventAccumulator(str(events)).Reload().Scalars('loss')
+    assert [round(point.value, 4) for point in logged] == losses(done.stdout)
+    assert list(tmp_path.glob('*/vis_data/*.json'))
