@@ -2,15 +2,15 @@
 import argparse
 import os
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.dist import is_main_process
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
-from mmhcnet.engine.config import check_data, load_config
+from mmhcnet.engine.config import Options, check_data, load_config
 from mmhcnet.engine.cpu_distributed import prepare_distributed
-from mmhcnet.engine.errors import UserError, one_line_errors
+from mmhcnet.engine.errors import FirstStep, one_line_errors
 from mmhcnet.engine.pretrained import use_pretrained
 from mmhcnet.engine.restart import resume_of_attempt
 from mmhcnet.engine.safe_load import load_safely
@@ -39,7 +39,7 @@ def parse_args() -> argparse.Namespace:
                         'checkpoint, and an estimate of the whole run')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. '
                         'train_dataloader.batch_size=4 model.backbone.arch=small')
     # torch.distributed.launch passes it; torchrun sets the variable instead.
@@ -76,8 +76,9 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-    args = parse_args()
-    with one_line_errors():
+    cfg, first_step = None, FirstStep()
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done):
+        args = parse_args()
         load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         prepare_distributed(cfg)
@@ -87,7 +88,7 @@ def main() -> None:
             planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
             make_trial(cfg, args.trial)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    with one_line_errors(UserError):
+        runner.register_hook(first_step)
         runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)
