@@ -4,15 +4,14 @@ import os
 import sys
 
 try:
-    from mmengine.config import Config, ConfigDict, DictAction
+    from mmengine.config import Config, ConfigDict
     from mmengine.registry import METRICS, RUNNERS
     from mmengine.runner import Runner
 
-    from mmhcnet.engine.config import check_data, load_config
+    from mmhcnet.engine.config import Options, check_data, load_config
     from mmhcnet.engine.cpu_distributed import prepare_distributed
-    from mmhcnet.engine.errors import UserError, import_task, one_line_errors
+    from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.engine.safe_load import load_safely
-    from mmhcnet.models.backbones.weights import WeightsError
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -38,7 +37,7 @@ def parse_args() -> argparse.Namespace:
                         help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
                         help='override settings of the config')
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
@@ -92,19 +91,20 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-    args = parse_args()
-    with one_line_errors():
+    cfg, first_step = None, FirstStep()
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done):
+        args = parse_args()
         load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    if args.out and cfg.default_scope != 'mmseg':
-        # mmdet's writes masks run-length encoded.
-        dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-        runner.test_evaluator.metrics.append(
-            METRICS.build(dict(type=dump, out_file_path=args.out)))
-    with one_line_errors(UserError, WeightsError):
+        runner.register_hook(first_step)
+        if args.out and cfg.default_scope != 'mmseg':
+            # mmdet's writes masks run-length encoded.
+            dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
+            runner.test_evaluator.metrics.append(
+                METRICS.build(dict(type=dump, out_file_path=args.out)))
         runner.test()
 
 

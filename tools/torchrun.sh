@@ -10,11 +10,19 @@ SCRIPT=$1
 N=$2
 shift 2
 
+RENDEZVOUS=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
+if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
+    # torchrun's other rendezvous hands the addresses of dead processes to the restarted ones.
+    RENDEZVOUS=(
+        --max_restarts="$MAX_RESTARTS" --rdzv_id="${RUN_ID:-mmhcnet}" --rdzv_backend=c10d
+        --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"
+        --rdzv_conf="is_host=$([ "${NODE_RANK:-0}" = 0 ] && echo true || echo false)")
+    [ "${NNODES:-1}" != 1 ] || RENDEZVOUS+=(--local_addr=127.0.0.1)
+fi
+
 "${PYTHON:-python}" -m torch.distributed.run \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
     --nproc_per_node="$N" \
-    --max_restarts="${MAX_RESTARTS:-0}" \
+    "${RENDEZVOUS[@]}" \
     "$(dirname "$0")/$SCRIPT" "$@" --launcher pytorch

@@ -4,21 +4,20 @@ import os
 import sys
 
 try:
-    from mmengine.config import Config, DictAction
+    from mmengine.config import Config
     from mmengine.device import get_device
     from mmengine.dist import is_main_process
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from mmhcnet.engine.config import add_tensorboard, check_data, load_config
+    from mmhcnet.engine.config import Options, add_tensorboard, check_data, load_config
     from mmhcnet.engine.cpu_distributed import prepare_distributed
-    from mmhcnet.engine.errors import UserError, import_task, one_line_errors
+    from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.engine.pretrained import use_pretrained
     from mmhcnet.engine.restart import resume_of_attempt
     from mmhcnet.engine.safe_load import load_safely
     from mmhcnet.engine.schedule import run_length
     from mmhcnet.engine.trial import make_trial, report_trial
-    from mmhcnet.models.backbones.weights import WeightsError
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -47,7 +46,7 @@ def parse_args() -> argparse.Namespace:
                         help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
+    parser.add_argument('--cfg-options', nargs='+', action=Options, metavar='KEY=VALUE',
                         help='override settings of the config, e.g. '
                         'train_dataloader.batch_size=4 model.backbone.arch=small')
     # torch.distributed.launch passes it; torchrun sets the variable instead.
@@ -86,8 +85,9 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-    args = parse_args()
-    with one_line_errors():
+    cfg, first_step = None, FirstStep()
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done):
+        args = parse_args()
         load_safely(args.trust_checkpoint)
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
@@ -98,7 +98,7 @@ def main() -> None:
             planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
             make_trial(cfg, args.trial)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
-    with one_line_errors(UserError, WeightsError):
+        runner.register_hook(first_step)
         runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)

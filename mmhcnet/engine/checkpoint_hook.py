@@ -122,6 +122,20 @@ class CheckpointHook(_CheckpointHook):
             raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
                             f'(no {" and no ".join(lacks)}). To start from them, give it as '
                             '--cfg-options load_from=... without --resume')
+        # A wrapper's prefix.
+        own, given = (
+            {key.removeprefix('module.'): getattr(value, 'shape', None) for key, value in
+             weights.items()}
+            for weights in (runner.model.state_dict(), checkpoint.get('state_dict', checkpoint)))
+        other = [key for key in own if key not in given or own[key] != given[key]]
+        if runner._resume and other:
+            raise UserError(f"cannot resume from '{runner._load_from}': it is of another model "
+                            f'({len(other)} of {len(own)} weights are missing or have another '
+                            f'shape, as {other[0]}). Resume with the config that wrote it')
+        if len(other) == len(own):
+            raise UserError(f"no weight of the model is in '{runner._load_from}', which holds "
+                            f'{", ".join(list(given)[:3])}, ...: give a checkpoint of the model '
+                            'in the config')
 
     def before_train(self, runner: Runner) -> None:
         super().before_train(runner)

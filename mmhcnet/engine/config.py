@@ -1,12 +1,14 @@
 """Load a config as the tools do: command-line options, work directory, schedule, data check."""
 import importlib.util
+import inspect
 import os
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Tuple
 
-from mmengine.config import Config
+from mmengine.config import Config, DictAction
+from mmengine.runner import Runner
 
-from .errors import require_packages
+from .errors import UserError, explain, nearest, require_packages
 from .schedule import fit_schedule, run_length
 
 
@@ -34,6 +36,26 @@ def stock_config(name: str) -> str:
     return str(found)
 
 
+class Options(DictAction):
+    """``--cfg-options KEY=VALUE ...`` of the tools."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value or value.startswith('='):
+                parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _check_options(cfg: Config, options: dict) -> None:
+    """Refuse options whose first word is nowhere, because mmengine ignores them silently."""
+    known = {*cfg, *inspect.signature(Runner).parameters}
+    for key in options:
+        first = key.split('.')[0]
+        if first not in known:
+            raise UserError(f"the config has no key '{first}' for the option '{key}'"
+                            f'{nearest(first, known)}')
+
+
 def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str]) -> Config:
     """A config with the options of the command line merged into it.
 
@@ -43,17 +65,23 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
 
     Raises:
         FileNotFoundError: No such config file.
+        UserError: It cannot be read, or an option's key is not in it.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config file '{path}'; configs of this project lie below "
                                 'configs/')
-    cfg = Config.fromfile(path)
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:
+        # What runs in a config can fail in any way.
+        raise UserError(f"cannot read the config '{path}': {explain(error)}") from error
     if cfg.get('train_cfg') and 'type' in cfg.train_cfg:
         # mmpretrain's way to name a loop, in a config that inherits from ours; mmengine takes
         # one of the two.
         cfg.train_cfg.pop('by_epoch', None)
     planned = run_length(cfg.train_cfg) if cfg.get('train_cfg') else None
     options = cfg_options or {}
+    _check_options(cfg, options)
     cfg.merge_from_dict(options)
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
         fit_schedule(cfg, planned)

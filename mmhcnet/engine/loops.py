@@ -5,7 +5,9 @@ random numbers from (seed, rank, iteration) and start the data at the iteration 
 was written, within an epoch too, without loading what was seen before.
 """
 import bisect
+import os
 import signal
+import threading
 from typing import List, Optional, Tuple
 
 import torch
@@ -40,8 +42,16 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leave SIGTERM to the process that trains: a cluster sends it to every process."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    """Let only the process that trains end a worker: a cluster sends SIGTERM to every process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _seed_of(runner: Runner) -> int:

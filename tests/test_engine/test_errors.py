@@ -1,7 +1,7 @@
 import pytest
 
 from mmhcnet import HcNet
-from mmhcnet.engine.errors import explain, one_line_errors, require_packages
+from mmhcnet.engine.errors import UserError, explain, one_line_errors, require_packages
 
 
 def test_unknown_argument_names_the_nearest_and_all():
@@ -31,10 +31,34 @@ def test_one_line():
             raise ValueError('bad')
 
 
-def test_other_exceptions_pass():
-    with pytest.raises(ZeroDivisionError):
-        with one_line_errors():
+def test_several_lines_become_one():
+    assert explain(RuntimeError('a\n\tb\n')) == 'a b'
+
+
+@pytest.mark.parametrize('error, text', [
+    (KeyError('img'), "key 'img' is missing"),
+    (TypeError("DataLoader.__init__() got an unexpected keyword argument 'batchsize'"),
+     "DataLoader has no argument 'batchsize'; did you mean 'batch_size'? It takes: dataset, "),
+    (KeyError('AdamWW is not in the mmengine::optimizer registry. Please check'),
+     "there is no optimizer of type 'AdamWW' in mmengine; did you mean 'AdamW'?")])
+def test_the_nearest_name(error, text):
+    assert explain(error).startswith(text)
+
+
+def test_the_traceback_is_kept(tmp_path):
+    with pytest.raises(SystemExit, match=r'^Error: division by zero \(the traceback is in .*\)$'):
+        with one_line_errors(lambda: str(tmp_path)):
             1 / 0
+    assert 'ZeroDivisionError' in (tmp_path / 'error.log').read_text()
+
+
+def test_after_the_first_iteration_only_what_the_user_can_put_right():
+    with pytest.raises(ZeroDivisionError):
+        with one_line_errors(begun=lambda: True):
+            1 / 0
+    with pytest.raises(SystemExit, match='^Error: free some space$'):
+        with one_line_errors(begun=lambda: True):
+            raise UserError('free some space')
 
 
 def test_missing_packages():
