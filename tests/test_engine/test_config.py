@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
-from mmhcnet.engine.config import check_data, load_config
+from mmhcnet.engine.config import check_data, load_config, stock_config
 from mmhcnet.engine.cpu_distributed import _replace_sync_bn
 from mmhcnet.engine.trial import FirstSamples
 
@@ -83,3 +85,15 @@ def test_sync_bn_becomes_bn_everywhere():
 def test_first_samples(number, expected):
     sampler = FirstSamples(range(5), number)
     assert list(sampler) == expected and len(sampler) == len(expected)
+
+
+def test_configs_that_openmmlab_packages_carry():
+    assert stock_config('configs/a.py') == 'configs/a.py'
+    path = stock_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    assert path.endswith('resnet50_8xb32_in1k.py') and Path(path).is_file()
+    for name, message in (
+            ('mmpretrain::resnet/none.py', "mmpretrain carries no config 'resnet/none.py'; those "
+             "it has lie below '.*configs'"),
+            ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed")):
+        with pytest.raises(FileNotFoundError, match=message):
+            stock_config(name)
