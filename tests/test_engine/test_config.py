@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 from mmengine.config import Config
 
-from mmhcnet.engine.config import add_tensorboard, check_data, load_config, missing_data
+from mmhcnet.engine.config import (add_tensorboard, check_data, load_config, missing_data,
+                                   stock_config)
 from mmhcnet.engine.cpu_distributed import _replace_sync_bn
 from mmhcnet.engine.trial import FirstSamples
 
@@ -130,3 +133,15 @@ def test_nothing_below_a_missing_root_is_named():
     dataset = dict(data_root='nowhere', ann_file='a.json')
     cfg = Config(dict(train_dataloader=dict(dataset=dataset)))
     assert len(list(missing_data(cfg, 'train'))) == 1
+
+
+def test_configs_that_openmmlab_packages_carry():
+    assert stock_config('configs/a.py') == 'configs/a.py'
+    path = stock_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
+    assert path.endswith('resnet50_8xb32_in1k.py') and Path(path).is_file()
+    for name, message in (
+            ('mmpretrain::resnet/none.py', "mmpretrain carries no config 'resnet/none.py'; those "
+             "it has lie below '.*configs'"),
+            ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed")):
+        with pytest.raises(FileNotFoundError, match=message):
+            stock_config(name)

@@ -4,6 +4,9 @@ import re
 
 import pytest
 
+from mmhcnet.engine.complexity import count_complexity
+from mmhcnet.engine.config import load_config
+
 from .conftest import ROOT
 
 PAGE = ROOT / 'docs' / 'paper_tables.md'
@@ -62,11 +65,7 @@ def test_the_page_is_what_the_tool_writes(tool, tmp_path):
     assert (tmp_path / 'page.md').read_text(encoding='utf-8') == PAGE.read_text(encoding='utf-8')
 
 
-@pytest.mark.parametrize('args, message', [
-    (('mmdet::swin/none.py', ), "mmdet carries no config 'swin/none.py'"),
-    (('nothing::a.py', ), "'nothing::a.py' is a config of nothing, which is not installed"),
-    (('configs/classification/hcnet_t_in1k.py', '--folded'), 'HcNet has no form to fold to'),
-])
-def test_mistakes_in_what_to_count(tool, args, message):
-    line = tool('analysis_tools/get_flops.py', *args, fails=True).stderr.strip().splitlines()[-1]
-    assert line.startswith('Error: ') and message in line
+def test_only_vheat_can_be_folded():
+    cfg = load_config(str(ROOT / 'configs/classification/hcnet_digits.py'), None, None)
+    with pytest.raises(ValueError, match='HcNet has no form to fold to; VHeat has'):
+        count_complexity(cfg, (64, 64), folded=True)

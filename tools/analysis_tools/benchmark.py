@@ -77,8 +77,10 @@ class Classifier(nn.Module):
     def __init__(self, backbone: nn.Module):
         super().__init__()
         self.backbone = backbone
+        # In a line of its own: eval() of mmpretrain's Swin returns None.
+        backbone.eval()
         with torch.no_grad():
-            channels = backbone.eval()(torch.zeros(1, 3, *self._size(backbone)))[-1].shape[1]
+            channels = backbone(torch.zeros(1, 3, *self._size(backbone)))[-1].shape[1]
         self.head = nn.Linear(channels, 1000)
 
     @staticmethod
