@@ -3,8 +3,8 @@
 Every combination of model, layout and compilation is a row. After a warm-up, which includes
 compilation, the rows take turns, round after round; a row's figure is the median of its rounds, so
 that whatever else the machine does meets all of them alike. The last column is the throughput over
-the first row's. Peak memory is that of torch's allocator on a GPU, and on a CPU the resident set of
-a fresh process per row (with the libraries: some 0.5 GB).
+the first row's of that image size. Peak memory is that of torch's allocator on a GPU, and on a CPU
+the resident set of a fresh process per row, libraries included.
 
 Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref op by op; vheat_*_deploy folded for
 the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
