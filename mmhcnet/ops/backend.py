@@ -1,5 +1,4 @@
 """Which implementation an operator runs: a fused Triton kernel or plain torch."""
-import functools
 import importlib.util
 import os
 
@@ -10,11 +9,11 @@ BACKENDS = ('auto', 'triton', 'torch')
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-@functools.lru_cache(maxsize=None)
-def _installed() -> bool:
-    # torch.library.custom_op and register_autograd are of torch 2.4.
-    version = tuple(int(part) for part in torch.__version__.split('.')[:2])
-    return version >= (2, 4) and importlib.util.find_spec('triton') is not None
+# The kernels use tuples, which are of Triton 3.3, the one of torch 2.7. Looked up once, not in a
+# function: torch.compile could not trace it.
+_INSTALLED = (
+    tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 7)
+    and importlib.util.find_spec('triton') is not None)
 
 
 def _interpreted() -> bool:
@@ -27,7 +26,7 @@ def _exporting() -> bool:
             or getattr(torch.compiler, 'is_exporting', lambda: False)())
 
 
-def use_triton(backend: str, x: Tensor) -> bool:
+def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
     """Whether to run the Triton kernel of an operator on ``x``.
 
     'auto' does for CUDA tensors in float32, float16 and bfloat16, where Triton is installed and
@@ -36,6 +35,7 @@ def use_triton(backend: str, x: Tensor) -> bool:
     Args:
         backend (str): 'auto', 'triton' or 'torch'.
         x (Tensor): The operator's field.
+        parameters (Tensor): The operator's other inputs. Their dtypes may differ.
 
     Raises:
         ValueError: Unknown ``backend``.
@@ -46,16 +46,17 @@ def use_triton(backend: str, x: Tensor) -> bool:
     if backend == 'torch':
         return False
     on_device = x.is_cuda or backend == 'triton' and _interpreted()
+    others = [t.dtype for t in (x, *parameters) if t.dtype not in _DTYPES]
     if backend == 'auto':
-        return on_device and x.dtype in _DTYPES and _installed() and not _exporting()
-    if not _installed():
-        raise RuntimeError("backend='triton' needs torch 2.4 or newer and the package triton: "
+        return on_device and not others and _INSTALLED and not _exporting()
+    if not _INSTALLED:
+        raise RuntimeError("backend='triton' needs torch 2.7 or newer and the package triton: "
                            "install them, or use backend='auto'")
     if not on_device:
         raise RuntimeError(f"backend='triton' needs a tensor on a GPU, got one on {x.device}: move "
                            "it there, or use backend='auto' (TRITON_INTERPRET=1 runs the kernels "
                            'on the CPU, slowly, for tests)')
-    if x.dtype not in _DTYPES:
-        raise RuntimeError(f"backend='triton' works in {_DTYPES}, got {x.dtype}: "
+    if others:
+        raise RuntimeError(f"backend='triton' works in {_DTYPES}, got {others[0]}: "
                            "use backend='auto'")
     return True

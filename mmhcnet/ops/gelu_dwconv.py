@@ -30,7 +30,7 @@ def gelu_dwconv(x: Tensor, weight: Tensor, backend: str = 'auto') -> Tensor:
     if weight.shape != (x.shape[1], 1, 3, 3):
         raise ValueError(f'weight must be (C, 1, 3, 3) = ({x.shape[1]}, 1, 3, 3) for x of '
                          f'{tuple(x.shape)}, got {tuple(weight.shape)}')
-    if use_triton(backend, x):
+    if use_triton(backend, x, weight):
         from .triton.gelu_dwconv import gelu_dwconv as fused
         return fused(x, weight)
     # Elementwise functions are fastest on a tensor that is contiguous as it stands.

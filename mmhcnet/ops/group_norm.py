@@ -26,7 +26,7 @@ def group_norm_1(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5,
     Returns:
         Tensor: (B, C, H, W), dtype of ``x``.
     """
-    if use_triton(backend, x):
+    if use_triton(backend, x, weight, bias):
         from .triton.group_norm import group_norm_1 as fused
         return fused(x, weight, bias, eps)
     return group_norm_1_ref(x, weight, bias, eps)

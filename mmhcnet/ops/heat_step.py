@@ -35,12 +35,14 @@ def heat_flux(z: Tensor, w: Optional[Tensor] = None) -> Tensor:
     Raises:
         ValueError: ``w`` is not (C, 4).
     """
-    if w is None:
-        return _isotropic_flux(z)
-    if w.shape != (z.shape[1], 4):
+    _check_weights(z, w)
+    return _isotropic_flux(z) if w is None else _anisotropic_flux(z, w)
+
+
+def _check_weights(z: Tensor, w: Optional[Tensor]) -> None:
+    if w is not None and w.shape != (z.shape[1], 4):
         raise ValueError(f'w must be (C, 4) = ({z.shape[1]}, 4) for z of {tuple(z.shape)}, '
                          f'got {tuple(w.shape)}')
-    return _anisotropic_flux(z, w)
 
 
 def _isotropic_flux(z: Tensor) -> Tensor:
@@ -80,13 +82,15 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
         backend (str): 'auto', 'triton' or 'torch'; see :func:`~mmhcnet.ops.backend.use_triton`.
 
     Returns:
-        Tensor: (B, C, H, W).
+        Tensor: (B, C, H, W), dtype of ``z * k``.
 
     Raises:
         ValueError: ``w`` is not (C, 4).
     """
-    if use_triton(backend, z):
+    parameters = [t for t in (w, k) if isinstance(t, Tensor)]
+    if use_triton(backend, z, *parameters):
         from .triton.heat_step import heat_step as fused
+        _check_weights(z, w)
         return fused(z, w, k)
     flux = heat_flux(z, w)
     return torch.addcmul(z, k, flux) if isinstance(k, Tensor) else torch.add(z, flux, alpha=k)
