@@ -1,5 +1,6 @@
 import difflib
 import inspect
+import json
 import os
 import re
 import sys
@@ -50,6 +51,8 @@ def explain(error: BaseException) -> str:
         return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
                 f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '
                 'custom_imports in the config')
+    if isinstance(error, json.JSONDecodeError):
+        return f'an annotation file is not whole JSON: {text}'
     # A mere key says nothing.
     if isinstance(error, KeyError) and error.args and ' ' not in text:
         return f"key '{text}' is missing"
