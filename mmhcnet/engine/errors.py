@@ -39,6 +39,9 @@ def explain(error: BaseException) -> str:
     """The message of an error in one line, with the nearest of the accepted names."""
     # str() of a KeyError is the quoted repr of its message.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if 'in DataLoader worker process' in text:
+        # The last line of the traceback from there.
+        text = text.strip().splitlines()[-1].split(': ', 1)[-1]
     text = ' '.join(text.split()) or type(error).__name__
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     cls = {'DataLoader': DataLoader, **_registered()}.get(match[1]) if match else None
