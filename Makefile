@@ -1,5 +1,6 @@
 # make demo   the main job on the embedded data set
 # make test   the tests
+# make test-faults   kills at random moments: the long part of the fault-injection suite
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
@@ -23,13 +24,16 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Packages named there would shadow the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test env
+.PHONY: demo test test-faults env
 
 demo: env
 	@"$(VENV)/bin/python" tools/demo.py
 
 test: env
-	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --durations=15
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 -m "not faults" --durations=15
+
+test-faults: env
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests/test_faults -q -s
 
 env:
 	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10 to 3.$(NEWEST) was found:" \

@@ -15,6 +15,7 @@ DATA_SAMPLERS = Registry(
         'mmhcnet.engine.seeded_data', 'mmhcnet.engine.trial'])
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
-        'mmhcnet.engine.checkpoint_hook', 'mmhcnet.engine.finite_hook',
+        'mmhcnet.engine.checkpoint_hook', 'mmhcnet.engine.data_faults',
+        'mmhcnet.engine.finite_hook',
         'mmhcnet.engine.preemption'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.engine.loops'])

@@ -12,7 +12,8 @@ shift 2
 
 RENDEZVOUS=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
 if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
-    # torchrun's other rendezvous hands the addresses of dead processes to the restarted ones.
+    # Without these two, torchrun hands the addresses of dead processes to the restarted ones.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     RENDEZVOUS=(
         --max_restarts="$MAX_RESTARTS" --rdzv_id="${RUN_ID:-mmhcnet}" --rdzv_backend=c10d
         --rdzv_endpoint="${MASTER_ADDR:-127.0.0.1}:${PORT:-29500}"

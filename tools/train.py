@@ -10,7 +10,8 @@ try:
     from mmengine.registry import RUNNERS
     from mmengine.runner import Runner
 
-    from mmhcnet.engine.config import Options, add_tensorboard, check_data, load_config
+    from mmhcnet.engine.config import (Options, add_tensorboard, check_data, check_training,
+                                       load_config)
     from mmhcnet.engine.cpu_distributed import prepare_distributed
     from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.engine.pretrained import use_pretrained
@@ -61,6 +62,7 @@ def parse_args() -> argparse.Namespace:
 
 def build_config(args: argparse.Namespace) -> Config:
     cfg = load_config(args.config, args.cfg_options, args.work_dir)
+    check_training(cfg)
     cfg.launcher = args.launcher
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

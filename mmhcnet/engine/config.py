@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Iterable, Iterator, Optional, Tuple
 
 from mmengine.config import Config, DictAction
+from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
 from .errors import UserError, explain, nearest, require_packages
@@ -82,11 +83,31 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
     planned = run_length(cfg.train_cfg) if cfg.get('train_cfg') else None
     options = cfg_options or {}
     _check_options(cfg, options)
-    cfg.merge_from_dict(options)
+    for key, value in options.items():
+        try:
+            cfg.merge_from_dict({key: value})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"the option '{key}' does not fit the config: {explain(error)}"
+                            ) from error
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
         fit_schedule(cfg, planned)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
     return cfg
+
+
+def check_training(cfg: Config) -> None:
+    """Make sure that a config says how to train.
+
+    Raises:
+        UserError: It has no ``train_cfg``, or no optimizer of the name that it gives exists.
+    """
+    if not cfg.get('train_cfg'):
+        raise UserError('the config has no train_cfg: add one with max_epochs or max_iters')
+    name = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('type')
+    # mmengine looks it up in a way that does not name it.
+    if isinstance(name, str) and OPTIMIZERS.get(name) is None:
+        raise UserError(f"there is no optimizer of type '{name}'"
+                        f'{nearest(name, OPTIMIZERS.module_dict)}')
 
 
 def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:

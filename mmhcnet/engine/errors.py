@@ -1,6 +1,7 @@
 import difflib
 import importlib.util
 import inspect
+import json
 import os
 import re
 import sys
@@ -43,6 +44,9 @@ def explain(error: BaseException) -> str:
     """The message of an error in one line, with the nearest of the accepted names."""
     # str() of a KeyError is the quoted repr of its message.
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if 'in DataLoader worker process' in text:
+        # The last line of the traceback from there.
+        text = text.strip().splitlines()[-1].split(': ', 1)[-1]
     text = ' '.join(text.split()) or type(error).__name__
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
     cls = {'DataLoader': DataLoader, **_registered()}.get(match[1]) if match else None
@@ -55,6 +59,8 @@ def explain(error: BaseException) -> str:
         return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
                 f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '
                 'custom_imports in the config')
+    if isinstance(error, json.JSONDecodeError):
+        return f'an annotation file is not whole JSON: {text}'
     # A mere key says nothing.
     if isinstance(error, KeyError) and error.args and ' ' not in text:
         return f"key '{text}' is missing"

@@ -8,16 +8,18 @@ import bisect
 import os
 import signal
 import threading
-from typing import List, Optional, Tuple
+from functools import partial
+from typing import Callable, List, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from mmhcnet.registry import LOOPS
 
+from .data_faults import FAULTS, Collate
 from .seeded_data import SeededDataset, seed_process
 
 
@@ -34,11 +36,19 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     loader['dataset'] = SeededDataset(dataset)
+    loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
     loader.setdefault('worker_init_fn', dict(type=_start_worker))
     loader['batch_sampler'] = dict(
         type='mmhcnet.NumberedBatches', drop_last=loader.pop('drop_last', False),
         batch_sampler=loader.get('batch_sampler'), endless=endless)
     return loader
+
+
+def _function_of(collate_fn: Union[str, dict, Callable]) -> Callable:
+    """The function that a data loader's ``collate_fn`` stands for."""
+    settings = dict(collate_fn) if isinstance(collate_fn, dict) else dict(type=collate_fn)
+    function = settings.pop('type')
+    return partial(FUNCTIONS.get(function) if isinstance(function, str) else function, **settings)
 
 
 def _start_worker(worker_id: int) -> None:
@@ -99,6 +109,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         self._epoch += 1
 
     def run_iter(self, idx: int, data_batch: dict) -> None:
+        self.runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
         seed_process(_seed_of(self.runner), get_rank(), self._iter)
         super().run_iter(idx, data_batch)
 
@@ -164,6 +175,7 @@ class IterTrainLoop(BaseLoop):
     def run_iter(self, data_batch: dict) -> None:
         """One training step with its hooks."""
         runner = self.runner
+        runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
         seed_process(_seed_of(runner), get_rank(), self._iter)
         runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batch)
         outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)

@@ -23,12 +23,15 @@ def run_length(train_cfg: dict) -> RunLength:
     """The length that a ``train_cfg`` asks for.
 
     Raises:
-        ValueError: It names neither ``max_epochs`` nor ``max_iters``.
+        ValueError: It names neither ``max_epochs`` nor ``max_iters``, or no number for it.
     """
-    if train_cfg.get('max_epochs') is not None:
-        return RunLength(train_cfg['max_epochs'], True)
-    if train_cfg.get('max_iters') is not None:
-        return RunLength(train_cfg['max_iters'], False)
+    for key, by_epoch in (('max_epochs', True), ('max_iters', False)):
+        number = train_cfg.get(key)
+        if number is not None:
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f'train_cfg.{key} must be a whole number from 1 up, got '
+                                 f'{number!r}')
+            return RunLength(number, by_epoch)
     raise ValueError('train_cfg needs max_epochs or max_iters')
 
 

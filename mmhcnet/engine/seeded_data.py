@@ -14,6 +14,8 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
 
+from .data_faults import Sample, read_tolerantly
+
 
 def _number(entropy: Sequence[int]) -> int:
     return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
@@ -98,7 +100,7 @@ class NumberedBatches:
 class SeededDataset(Dataset):
     """A data set whose samples are drawn with the seed that comes with their index.
 
-    Everything else is that of the data set inside.
+    One that cannot be read is replaced, and reported beside the one in its place. Everything else is that of the data set inside.
 
     Args:
         dataset (Dataset): The data set.
@@ -110,13 +112,17 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, draw: Draw) -> Any:
+    def __deepcopy__(self, memo: dict) -> 'SeededDataset':
+        # mmengine copies the config of a data loader, and with it what may be gigabytes.
+        return self
+
+    def __getitem__(self, draw: Draw) -> Sample:
         number = _number(draw.entropy)
         random.seed(number)
         np.random.seed(number % 2**32)
         # Not torch.manual_seed: in a worker that would touch CUDA.
         torch.default_generator.manual_seed(number % 2**63)
-        return self.dataset[int(draw)]
+        return read_tolerantly(self.dataset, int(draw))
 
     def __getattr__(self, name: str) -> Any:
         # Not found here. While unpickling, there is no data set yet.

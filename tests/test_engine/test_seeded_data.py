@@ -94,10 +94,10 @@ def test_a_draw_is_its_index_and_survives_a_queue():
 
 def test_a_sample_follows_from_its_draw_alone():
     dataset = SeededDataset(ToyDataset())
-    one = dataset[Draw(3, (1, 0, 5, 2))]['inputs']
+    one = dataset[Draw(3, (1, 0, 5, 2))].data['inputs']
     seed_process(99)
-    assert torch.equal(dataset[Draw(3, (1, 0, 5, 2))]['inputs'], one)
-    others = [dataset[Draw(3, entropy)]['inputs'] for entropy in
+    assert torch.equal(dataset[Draw(3, (1, 0, 5, 2))].data['inputs'], one)
+    others = [dataset[Draw(3, entropy)].data['inputs'] for entropy in
               ((2, 0, 5, 2), (1, 1, 5, 2), (1, 0, 6, 2), (1, 0, 5, 3))]
     assert not any(torch.equal(a, b) for a in others for b in others + [one] if a is not b)
 

@@ -1,11 +1,12 @@
 """Wrong commands: each ends with one line that names the cure and an exit code other than 0."""
 import importlib.util
-import json
 import os
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
+from mmengine.logging import MMLogger
 
 from .conftest import CONFIGS, ROOT
 
@@ -30,11 +31,11 @@ TRAIN = {
     # the config
     'missing config': ('configs/nowhere.py', ['NO'], "no config file 'configs/nowhere.py'"),
     'folder as config': ('configs', ['NO'], "no config file 'configs'"),
-    'syntax error': ('model = dict(\n', ['NO'], 'There are syntax errors in config file'),
+    'syntax error': ('model = dict(\n', ['NO'], "'(' was never closed"),
     'unknown name': ('model = dict(a=b)', ['NO'], "name 'b' is not defined"),
     'missing base': ("_base_ = './no_base.py'", ['NO'], 'no_base.py'),
     'not a config': ('{"model":', ['NO', 'json'], 'cannot read the config'),
-    'no train_cfg': ('model = dict(type="X")', ['NO'], 'train_cfg'),
+    'no train_cfg': ('model = dict(type="X")', ['NO'], 'the config has no train_cfg'),
     'no length': ('train_cfg = dict(type="mmhcnet.EpochTrainLoop")', ['NO'],
                   'train_cfg needs max_epochs or max_iters'),
     # keys
@@ -54,7 +55,8 @@ TRAIN = {
     'argument of the finite hook': (CLS, ['+', 'default_hooks.finite.max_in_row=1'],
                                     "did you mean 'max_in_a_row'?"),
     'argument of a scheduler': (CLS, ['+', 'param_scheduler.0.start=1'], "has no argument 'start'"),
-    'index of a list': (CLS, ['+', 'param_scheduler.9.end=1'], 'param_scheduler'),
+    'index of a list': (CLS, ['+', 'param_scheduler.9.end=1'],
+                        "the option 'param_scheduler.9.end' does not fit the config: Index 9"),
     # types
     'type of the backbone': (CLS, ['+', 'model.backbone.type=mmhcnet.HcNett'],
                              "of type 'mmhcnet.HcNett'"),
@@ -69,7 +71,8 @@ TRAIN = {
                        "did you mean 'IterTimerHook'?"),
     # values
     'arch': (CLS, ['+', 'model.backbone.arch=huge'], "['tiny', 'small', 'base']"),
-    'text for a number': (CLS, ['+', 'train_cfg.max_epochs=many'], 'many'),
+    'text for a number': (CLS, ['+', 'train_cfg.max_epochs=many'],
+                          "train_cfg.max_epochs must be a whole number from 1 up, got 'many'"),
     'loader of a number': (CLS, ['+', 'train_dataloader.num_workers=-1'], 'num_workers'),
     'batch of nothing': (CLS, ['+', 'train_dataloader.batch_size=0'], 'batch_size'),
     'channels of the head': (CLS, ['+', 'model.head.in_channels=7'], 'shapes cannot be multiplied'),
@@ -81,7 +84,8 @@ TRAIN = {
     'annotations': (DET, ['+', 'train_dataloader.dataset.ann_file=none.json'], 'none.json'),
     'folder of images': (SEG, ['+', 'train_dataloader.dataset.data_prefix.img_path=none'],
                          'data_prefix.img_path'),
-    'annotations that are none': (DET, ['+', 'train_dataloader.dataset.ann_file=BROKEN'], 'JSON'),
+    'annotations that are none': (DET, ['+', 'train_dataloader.dataset.ann_file=BROKEN'],
+                                  'annotation file is not whole JSON'),
     'no images': (CLS, ['+', 'train_dataloader.dataset.data_root=EMPTY',
                         'train_dataloader.dataset.data_prefix='], 'EMPTY'),
     # places
@@ -175,6 +179,8 @@ def failed(tmp_path, small, places, monkeypatch, capsys):
         spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / script)
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
+        # The logger of an earlier case writes to a stream that pytest has closed.
+        monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
         monkeypatch.chdir(ROOT)
         monkeypatch.setattr(sys, 'argv', [script, *command])
         with pytest.raises(SystemExit) as caught:

@@ -3,6 +3,7 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='mmhcnet.CheckpointHook', interval=1, max_keep_ckpts=3),
+    data_faults=dict(type='mmhcnet.DataFaultHook', max_share=0.01),
     finite=dict(type='mmhcnet.FiniteHook', max_in_a_row=10),
     preemption=dict(type='mmhcnet.PreemptionHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'))
