@@ -1,4 +1,4 @@
-"""Pictures of every kind a person may hand over, and checkpoints that do not belong to the config."""
+"""Pictures of every kind that a person may hand over, and checkpoints of another model."""
 import numpy as np
 import pytest
 import torch

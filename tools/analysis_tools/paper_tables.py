@@ -106,8 +106,8 @@ SEGMENTORS = hcnet('segmentation/upernet_hcnet_{}_160k_ade20k.py', [(), (), ()])
         122, 1170, '49.1'),
 ]
 VHEAT_CLASSIFIERS = [
-    Row(f'vHeat-{size.upper()}{", folded" * folded}', f'configs/classification/vheat_{size}_in1k.py',
-        *figures, folded=folded)
+    Row(f'vHeat-{size.upper()}{", folded" * folded}',
+        f'configs/classification/vheat_{size}_in1k.py', *figures, folded=folded)
     for size, figures in (('t', (29, 4.6, '82.2')), ('s', (50, 8.5, '83.6')),
                           ('b', (87, 14.9, '83.9')))
     for folded in (False, True)]
@@ -197,7 +197,8 @@ def why_s_and_b(rows: List[Measured]) -> str:
             f'{m3 / 1e9:.3f} G, one of stage 4 {p4 / 1e6:.2f} M and {m4 / 1e9:.3f} G. In these two '
             f'stages, which hold most of the model, it takes {x:+.1f} and {y:+.1f} blocks to close '
             f'both gaps; the nearest whole numbers, {round(x):+d} and {round(y):+d}, give '
-            f'{near[0] / 1e6:.1f} M and {near[1] / 1e9:.2f} G. So no depths of these stages give table 2 at the widths of table 1.')
+            f'{near[0] / 1e6:.1f} M and {near[1] / 1e9:.2f} G. So no depths of these '
+            'stages give table 2 at the widths of table 1.')
     return '\n'.join(f'- {line}' for line in text)
 
 
@@ -210,8 +211,8 @@ def why_35m(rows: List[Measured], classifiers: List[Measured]) -> str:
         f'The paper gives Mask R-CNN with HcNet-T {ours.row.params:g} M parameters. FPN, RPN and '
         f'the two heads hold {heads[1]:.1f} M of Swin-T\'s {swin.model.params / 1e6:.1f} M (48 M '
         f'published), and {heads[0]:.1f} M of ours: they depend on the backbone by its four widths '
-        f'only. {ours.row.params:g} M would leave {ours.row.params - heads[0]:.1f} M for a backbone '
-        f'that has {backbone:.1f} M here, and {whole:.1f} M with its ImageNet head in table 2, '
+        f'only. {ours.row.params:g} M would leave {ours.row.params - heads[0]:.1f} M for a '
+        f'backbone that has {backbone:.1f} M here, and {whole:.1f} M with its ImageNet head in table 2, '
         'where the paper agrees with us. So 35 M is not the count of this detector.')
 
 

@@ -144,7 +144,7 @@ def heat_and_bounds(out: Path) -> List[str]:
         fields = run(z, STENCILS['w = ¼, ¼, ¼, ¼'], k, 150)
         right.plot([f.max().item() for f in fields], color=colour, label=f'k·Σw = {k:g}')
         right.plot([f.min().item() for f in fields], color=colour)
-    for bound, name in ((z.max().item(), 'hottest and coldest at the start'), (z.min().item(), None)):
+    for bound, name in ((z.max(), 'hottest and coldest at the start'), (z.min(), None)):
         right.axhline(bound, color='k', lw=1, ls='--', label=name)
     right.set(xlabel='steps', ylabel='hottest and coldest pixel (arb. units)', ylim=(-1.5, 4.5))
     right.legend(loc='upper right')
@@ -154,7 +154,7 @@ def heat_and_bounds(out: Path) -> List[str]:
 
 
 def two_operators(out: Path) -> List[str]:
-    """What is left of a mode after vHeat's operator and after HcNet's step; the limit of small k."""
+    """What vHeat's operator and HcNet's step leave of a mode; the limit of small k."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
     theta = torch.linspace(0, math.pi, 200)
     for k, colour in ((.05, 'tab:blue'), (.2, 'tab:green'), (.5, 'tab:red')):
