@@ -27,8 +27,8 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
     """The config of a data loader, with its data set and batch sampler wrapped."""
     if not isinstance(dataloader, dict):
         raise TypeError('train_dataloader must be a config, not an object, for a loop that can '
-                        "be resumed exactly; for an object set train_cfg.type='EpochBasedTrainLoop' "
-                        "or 'IterBasedTrainLoop'")
+                        'be resumed exactly; for an object set train_cfg.type to '
+                        "'EpochBasedTrainLoop' or 'IterBasedTrainLoop'")
     loader = dict(dataloader)
     dataset = loader['dataset']
     if isinstance(dataset, dict):

@@ -59,7 +59,8 @@ _TENSORS = {
 _OTHERS = {
     ('collections', 'Counter'): collections.Counter,
     ('collections', 'defaultdict'): collections.defaultdict,
-    **{('builtins', t.__name__): t for t in (set, frozenset, slice, complex, bytearray, dict, list)},
+    **{('builtins', t.__name__): t
+       for t in (set, frozenset, slice, complex, bytearray, dict, list)},
     ('builtins', 'getattr'): _history_method,
     ('_codecs', 'encode'): _latin1,
     **{(module, name): value for name, value in _NUMPY.items()
@@ -120,7 +121,8 @@ def read_pickle(path: str, unpickler: Type[TensorUnpickler], map_location: Any =
         # A damaged pickle can fail in any way.
         raise UserError(
             f"'{path}' is not a checkpoint that torch can read "
-            f'({(str(error) or repr(error)).splitlines()[0]}): copy or download it again') from error
+            f'({(str(error) or repr(error)).splitlines()[0]}): copy or download it again'
+        ) from error
 
 
 def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict:

@@ -100,7 +100,8 @@ class NumberedBatches:
 class SeededDataset(Dataset):
     """A data set whose samples are drawn with the seed that comes with their index.
 
-    One that cannot be read is replaced, and reported beside the one in its place. Everything else is that of the data set inside.
+    One that cannot be read is replaced, and reported beside the one in its place. Everything else
+    is that of the data set inside.
 
     Args:
         dataset (Dataset): The data set.

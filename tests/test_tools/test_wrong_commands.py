@@ -17,7 +17,8 @@ TASKS = {path: task for task, path in CONFIGS.items()}
 # set are added where the first word is not NO.
 TRAIN = {
     # the command
-    'no equals sign': (CLS, ['--cfg-options', 'model.backbone.arch'], "takes KEY=VALUE, got 'model"),
+    'no equals sign': (CLS, ['--cfg-options', 'model.backbone.arch'],
+                       "takes KEY=VALUE, got 'model.backbone.arch'"),
     'no key': (CLS, ['--cfg-options', '=3'], "takes KEY=VALUE, got '=3'"),
     'no value': (CLS, ['--cfg-options'], 'expected at least one argument'),
     'bracket': (CLS, ['+', 'model.backbone.out_indices=(0,1'], 'Imbalanced brackets'),
@@ -47,7 +48,7 @@ TRAIN = {
     'argument of the optimizer': (CLS, ['+', 'optim_wrapper.optimizer.lrr=1'],
                                   "AdamW has no argument 'lrr'; did you mean 'lr'?"),
     'argument of the loader': (CLS, ['+', 'train_dataloader.batchsize=4'],
-                               "DataLoader has no argument 'batchsize'; did you mean 'batch_size'?"),
+                               "no argument 'batchsize'; did you mean 'batch_size'?"),
     'argument of the loop': (CLS, ['+', 'train_cfg.max_epoch=4'],
                              "has no argument 'max_epoch'; did you mean 'max_epochs'?"),
     'argument of the checkpoint hook': (CLS, ['+', 'default_hooks.checkpoint.max_keep_ckpt=1'],
