@@ -3,3 +3,10 @@ import torch
 
 # torch.compiler has it from 2.3 on. torch._dynamo had it before too, but takes a second to import.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+
+
+def is_exporting() -> bool:
+    """Whether a graph is being made to be run elsewhere: TorchScript, ONNX or torch.export."""
+    # torch.compiler has it from 2.5 on.
+    return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
+            or getattr(torch.compiler, 'is_exporting', lambda: False)())

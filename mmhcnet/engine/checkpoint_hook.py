@@ -138,6 +138,10 @@ class CheckpointHook(_CheckpointHook):
                             'in the config')
 
     def before_train(self, runner: Runner) -> None:
+        resumed = runner._load_from if runner._resume else None
+        if is_main_process() and resumed and '://' not in resumed:
+            # A killed run may not have come to it, and the file that it names is removed next.
+            write_file(Path(runner.work_dir, 'last_checkpoint'), resumed.encode())
         super().before_train(runner)
         if is_main_process() and isinstance(self.backend_args, dict) and (
                 self.backend_args.get('backend') == 'mmhcnet.checkpoint'):

@@ -5,6 +5,8 @@ import os
 import torch
 from torch import Tensor
 
+from mmhcnet.stack import is_exporting
+
 BACKENDS = ('auto', 'triton', 'torch')
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -18,12 +20,6 @@ _INSTALLED = (
 
 def _interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
-
-
-def _exporting() -> bool:
-    # A fused kernel has no place in an exported graph.
-    return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
-            or getattr(torch.compiler, 'is_exporting', lambda: False)())
 
 
 def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
@@ -48,7 +44,7 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
     on_device = x.is_cuda or backend == 'triton' and _interpreted()
     others = [t.dtype for t in (x, *parameters) if t.dtype not in _DTYPES]
     if backend == 'auto':
-        return on_device and not others and _INSTALLED and not _exporting()
+        return on_device and not others and _INSTALLED and not is_exporting()
     if not _INSTALLED:
         raise RuntimeError("backend='triton' needs torch 2.7 or newer and the package triton: "
                            "install them, or use backend='auto'")

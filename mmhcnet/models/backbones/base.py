@@ -7,6 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from mmhcnet.models.layers import Downsample, Stem
+from mmhcnet.stack import is_exporting
 
 from .weights import check_fit, describe
 
@@ -147,8 +148,10 @@ class HierarchicalBackbone(BaseModule):
                              f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')
         outs = []
         # Channels last: products over channels and depthwise convolutions need no other layout,
-        # and none of the layers changes it.
-        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        # and none of the layers changes it. An exported graph has layouts of its own.
+        if not is_exporting():
+            x = x.contiguous(memory_format=torch.channels_last)
+        x = self.stem(x)
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
