@@ -7,6 +7,7 @@ is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_
 
 def is_exporting() -> bool:
     """Whether a graph is being made to be run elsewhere: TorchScript, ONNX or torch.export."""
-    # torch.compiler has it from 2.5 on.
+    # The flag behind torch.compiler.is_exporting is read, because torch.compile (2.10) takes that
+    # function itself to be always true.
     return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
-            or getattr(torch.compiler, 'is_exporting', lambda: False)())
+            or getattr(torch.compiler, '_is_exporting_flag', False))

@@ -228,8 +228,8 @@ def _save(ctx, inputs, output):
 
 
 def _gradients(ctx, dy, dmean, drstd):
-    _, weight, _, _ = ctx.saved_tensors
-    dx, affine = torch.ops.mmhcnet.group_norm_1_backward(dy, *ctx.saved_tensors)
+    x, weight, mean, rstd = ctx.saved_tensors
+    dx, affine = torch.ops.mmhcnet.group_norm_1_backward(dy, x, weight, mean, rstd)
     return dx, affine[1].to(weight.dtype), affine[0].to(ctx.bias_dtype), None
 
 
