@@ -6,6 +6,7 @@ import torch
 
 from mmhcnet.ops import (BACKENDS, backend, gelu_dwconv, gelu_dwconv_ref, group_norm_1,
                          group_norm_1_ref, heat_step, heat_step_ref)
+from mmhcnet.stack import is_exporting
 
 X = torch.randn(2, 3, 4, 5)
 OPERATORS = [(heat_step, heat_step_ref, (torch.rand(3, 4), torch.rand(2, 3, 1, 1))),
@@ -36,7 +37,8 @@ def on_gpu(dtype):
 @pytest.mark.parametrize('name', ['auto', 'torch'])
 def test_plain_torch_on_the_cpu(op, ref, parameters, dtype, name):
     x, *parameters = (t.to(dtype) for t in (X, *parameters))
-    assert torch.equal(op(x, *parameters, backend=name), ref(x, *parameters))
+    # Not equal: the CPU forms round once less, or in another order.
+    torch.testing.assert_close(op(x, *parameters, backend=name), ref(x, *parameters))
 
 
 @operators
@@ -93,7 +95,7 @@ def test_auto_does_not_interpret(installed, monkeypatch):
 class OneIfExporting(torch.nn.Module):
 
     def forward(self, x):
-        return x + (1 if backend._exporting() else 0)
+        return x + (1 if is_exporting() else 0)
 
 
 def test_exported_graphs_are_plain_torch():
