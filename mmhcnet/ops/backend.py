@@ -21,9 +21,10 @@ def _interpreted() -> bool:
 
 
 def _exporting() -> bool:
-    # A fused kernel has no place in an exported graph.
+    # A fused kernel has no place in an exported graph. The flag behind torch.compiler.is_exporting
+    # is read, because torch.compile (2.10) takes that function itself to be always true.
     return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
-            or getattr(torch.compiler, 'is_exporting', lambda: False)())
+            or getattr(torch.compiler, '_is_exporting_flag', False))
 
 
 def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
