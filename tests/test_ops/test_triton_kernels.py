@@ -295,10 +295,20 @@ def test_registration(op, inputs):
     forward, backward = (getattr(torch.ops.mmhcnet, op.__name__ + suffix).default
                          for suffix in ('', '_backward'))
     torch.library.opcheck(forward, tuple(inputs))
+    assert_fake_is_as_real(forward, inputs)
     if op is group_norm_1:
         inputs = inputs[:2] + [torch.zeros(1, device=DEVICE), torch.ones(1, device=DEVICE)]
-    torch.library.opcheck(backward, (dy, *(t if t is None else t.detach() for t in inputs)),
-                          test_utils=('test_schema', 'test_faketensor'))
+    inputs = [dy] + [t if t is None else t.detach() for t in inputs]
+    torch.library.opcheck(backward, tuple(inputs), test_utils=('test_schema', 'test_faketensor'))
+    assert_fake_is_as_real(backward, inputs)
+
+
+def assert_fake_is_as_real(op, inputs):
+    real = op(*inputs)
+    with torch._subclasses.FakeTensorMode() as mode:
+        fake = op(*[mode.from_tensor(t) if isinstance(t, torch.Tensor) else t for t in inputs])
+    for r, f in zip(*([out] if isinstance(out, torch.Tensor) else out for out in (real, fake))):
+        assert (f.shape, f.stride(), f.dtype) == (r.shape, r.stride(), r.dtype)
 
 
 def test_second_derivatives_are_refused():

@@ -1,9 +1,10 @@
 """GELU and depthwise 3x3 convolution in one pass.
 
-Forward: one read of x, one write of y. Backward: one read of dy, one of x, one write of dx, with
-GELU and its derivative computed again from x. GELU costs more instructions than the nine taps: it
-is evaluated once per pixel of a strip and its margins, (COLUMNS + 2) / COLUMNS times an element
-in the forward, exactly once in the backward, where only dy is needed on the margins.
+Forward: one read of x, one write of y, 4 bytes an element in 16 bits. Backward: one read of dy,
+one of x, one write of dx, 6 bytes, with GELU and its derivative computed again from x. GELU costs
+more instructions than the nine taps: it is evaluated once per pixel of a strip and its margins,
+(COLUMNS + 2) / COLUMNS times an element in the forward, exactly once in the backward, where only
+dy is needed on the margins.
 """
 from typing import Tuple
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from .launch import channels_last, empty_like, on_device
 from .strip import inside, load_row, place, store_row, strips
 
+# On compute capability 9.0 in bfloat16 72 registers a thread and 31 instructions an element for
+# the forward, 155 and 47 for the backward.
 _COLUMNS = 7
 
 
@@ -22,9 +25,9 @@ _COLUMNS = 7
 def _tail(t):
     """1 - Φ(t) for t >= 0, Φ the normal distribution function.
 
-    2 to a polynomial that was fitted to log2(1 - Φ): less than half the instructions of the
-    library's erf, GELU as accurate as float32 allows (2.4e-7 for |x| <= 10), and the tail keeps
-    its leading digits, 5 of them where it is 1e-7.
+    2 to a polynomial fitted to log2(1 - Φ). With it GELU in float32 is off by at most 2.8e-7 for
+    |x| <= 12, plain torch by 3.8e-7, and its tail keeps four digits down to 1e-7. It takes a
+    third of the instructions of the library's erf, with which the kernel would be bound by them.
     """
     p = t * -8.1683726e-07 + 1.4119111e-05
     p = p * t - 6.2555286e-05
@@ -153,7 +156,7 @@ def _gelu_dwconv_backward(dy: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor
     with on_device(x):
         _backward[grid](dy, x, weight.contiguous(), dx, dw, height, width, rows, channels, block,
                         _COLUMNS, num_warps=1)
-    return dx, dw.sum(0).t().reshape(weight.shape).to(weight.dtype)
+    return dx, dw.sum(0).t().to(weight.dtype).contiguous().view(weight.shape)
 
 
 @_gelu_dwconv_backward.register_fake

@@ -1,9 +1,9 @@
 """The heat step in one pass, both stencils.
 
-Forward: one read of z, one write of z'. Backward: one read of dz', one of z, one write of dz. The
-gradients of w and k are combinations of S[b, c, n] = Σ_ij dz'[i, j] (z[neighbour n] - z[i, j]):
-dw[c, n] = Σ_b k[b, c] S[b, c, n] and dk[b, c] = Σ_n w[c, n] S[b, c, n]; with the isotropic stencil
-dk[b, c] = Σ_ij dz'[i, j] h[i, j].
+Forward: one read of z, one write of z', 4 bytes an element in 16 bits. Backward: one read of dz',
+one of z, one write of dz, 6 bytes. The gradients of w and k are combinations of
+S[b, c, n] = Σ_ij dz'[i, j] (z[neighbour n] - z[i, j]): dw[c, n] = Σ_b k[b, c] S[b, c, n] and
+dk[b, c] = Σ_n w[c, n] S[b, c, n]; with the isotropic stencil dk[b, c] = Σ_ij dz'[i, j] h[i, j].
 """
 from typing import Optional, Tuple, Union
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from .launch import channels_last, empty_like, on_device
 from .strip import inside, load_row, place, store_row, strips
 
-# The backward holds rows of two fields.
+# The backward holds rows of two fields: with 4 columns some 100 registers a thread.
 _COLUMNS = 7
 _BACKWARD_COLUMNS = 4
 

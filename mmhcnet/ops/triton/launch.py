@@ -26,6 +26,6 @@ def check_size(x: Tensor) -> None:
     Raises:
         ValueError: A sample of x has 2³⁰ elements or more.
     """
-    if x[0].numel() >= 2**30:
+    if x.numel() >= 2**30 * x.shape[0]:
         raise ValueError(f'the fused kernels take samples of less than 2³⁰ elements, got '
                          f"{tuple(x.shape)}: use backend='torch'")
