@@ -9,7 +9,7 @@ try:
     from mmengine.runner import Runner
 
     from mmhcnet.engine.config import Options, check_data, load_config
-    from mmhcnet.engine.cpu_distributed import prepare_distributed
+    from mmhcnet.engine.distributed import leave_distributed, prepare_distributed
     from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.engine.safe_load import load_safely
 except (ImportError, OSError) as error:
@@ -106,6 +106,7 @@ def main() -> None:
             runner.test_evaluator.metrics.append(
                 METRICS.build(dict(type=dump, out_file_path=args.out)))
         runner.test()
+    leave_distributed()
 
 
 if __name__ == '__main__':

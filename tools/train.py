@@ -12,7 +12,7 @@ try:
 
     from mmhcnet.engine.config import (Options, add_tensorboard, check_data, check_training,
                                        load_config)
-    from mmhcnet.engine.cpu_distributed import prepare_distributed
+    from mmhcnet.engine.distributed import leave_distributed, prepare_distributed
     from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.engine.pretrained import use_pretrained
     from mmhcnet.engine.restart import resume_of_attempt
@@ -106,6 +106,7 @@ def main() -> None:
         report = report_trial(runner, planned, val_interval)
         if is_main_process():
             print(f'\nTrial of {args.config}: {args.trial} iterations\n{report}')
+    leave_distributed()
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmhcnet.registry import HOOKS
 
 from .checkpoint_hook import CheckpointHook
+from .distributed import leave_distributed
 
 # EX_TEMPFAIL of sysexits.h: try again later.
 EXIT_PREEMPTED = 75
@@ -66,4 +67,5 @@ class PreemptionHook(Hook):
     def _end(self, runner: Runner, where: str) -> None:
         runner.logger.warning(f'{self.received.name if self.received else "Another rank"} ended '
                               f'the run in {where}. --resume goes on from there.')
+        leave_distributed()
         raise SystemExit(EXIT_PREEMPTED)

@@ -5,7 +5,7 @@ from mmengine.config import Config
 
 from mmhcnet.engine.config import (add_tensorboard, check_data, load_config, missing_data,
                                    stock_config)
-from mmhcnet.engine.cpu_distributed import _replace_sync_bn
+from mmhcnet.engine.distributed import _replace_sync_bn
 from mmhcnet.engine.trial import FirstSamples
 
 
