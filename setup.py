@@ -7,11 +7,11 @@ from setuptools.command.build_py import build_py
 from setuptools.command.develop import develop
 
 HERE = Path(__file__).resolve().parent
-CARRIED = ('configs', 'tools', 'model-index.yml')
+CARRIED = ('configs', 'demo', 'tools', 'model-index.yml')
 
 
 class BuildWithConfigs(build_py):
-    """Put configs, tools and the model index into the package as ``mmhcnet/.mim``.
+    """Put configs, demo, tools and the model index into the package as ``mmhcnet/.mim``.
 
     That is where mim and mmengine look for them.
     """

@@ -8,6 +8,7 @@ try:
     from mmengine.registry import METRICS, RUNNERS
     from mmengine.runner import Runner
 
+    from mmhcnet.engine.checkpoint import WholeCheckpoint
     from mmhcnet.engine.config import Options, check_data, load_config
     from mmhcnet.engine.distributed import leave_distributed, prepare_distributed
     from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
@@ -100,6 +101,7 @@ def main() -> None:
         prepare_distributed(cfg)
         runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
         runner.register_hook(first_step)
+        runner.register_hook(WholeCheckpoint())
         if args.out and cfg.default_scope != 'mmseg':
             # mmdet's writes masks run-length encoded.
             dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'

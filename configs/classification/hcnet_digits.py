@@ -20,11 +20,11 @@ model = dict(
         loss=dict(_delete_=True, type='CrossEntropyLoss')),
     train_cfg=None)
 
-optim_wrapper = dict(optimizer=dict(lr=4e-3))
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=True, begin=0, end=2,
          convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=2, end=6,
+    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=2, end=7,
          convert_to_iter_based=True),
 ]
-train_cfg = dict(max_epochs=6, val_interval=6)
+train_cfg = dict(max_epochs=7, val_interval=7)

@@ -1,20 +1,24 @@
 """Training goes on past samples that cannot be read, and says which."""
+import os
 from typing import Any, Callable, List, NamedTuple
 
 import numpy as np
 import torch
-from mmengine.dist import all_reduce, is_distributed
+from mmengine.dist import all_reduce, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmhcnet.registry import HOOKS
 
 from .errors import UserError
+from .sample_check import boxes_left_out, check_sample
 
 # Under it a batch carries its faults from a worker process to the training loop.
 FAULTS = 'mmhcnet_faults'
 # Other samples tried in place of one that cannot be read.
 TRIES = 20
+# Boxes that are named; the others are counted.
+NAMED = 5
 
 
 class Sample(NamedTuple):
@@ -41,7 +45,9 @@ def read_tolerantly(dataset: Any, index: int) -> Sample:
     faults = []
     for _ in range(TRIES):
         try:
-            return Sample(dataset[index], faults)
+            data = dataset[index]
+            check_sample(data, dataset)
+            return Sample(data, faults)
         except Exception as error:
             faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '
                           f'{" ".join(str(error).split())[:200]}')
@@ -72,6 +78,8 @@ class Collate:
 class DataFaultHook(Hook):
     """Log samples that could not be read, count them, and end the run if they are too many.
 
+    Boxes of a COCO file that mmdet leaves out silently are named before training.
+
     Args:
         max_share (float): Share of the samples drawn so far that may be bad.
         patience (int): Samples, per rank, before the share is looked at.
@@ -84,6 +92,17 @@ class DataFaultHook(Hook):
         self.max_share = max_share
         self.patience = patience
         self.drawn = self.bad = self.bad_in_epoch = 0
+
+    def before_train(self, runner: Runner) -> None:
+        ann_file = getattr(runner.train_dataloader.dataset, 'ann_file', None)
+        if not is_main_process() or not str(ann_file).endswith('.json') \
+                or not os.path.isfile(ann_file):
+            return
+        left_out = list(boxes_left_out(ann_file))
+        if left_out:
+            runner.logger.warning(
+                f'{len(left_out)} boxes of {ann_file} are without area or outside their image, and '
+                f'are left out: {"; ".join(left_out[:NAMED])}{"; ..." * (len(left_out) > NAMED)}')
 
     def after_loading(self, runner: Runner, faults: List[str]) -> None:
         """Our training loops call this with what could not be read for a batch."""

@@ -131,4 +131,4 @@ def import_task(scope: str) -> None:
     try:
         import_module(f'{scope}.models')
     except Exception as error:  # a package that does not fit raises whatever it likes
-        sys.exit(f'Error: import {scope}.models fails: {" ".join(explain(error).split())}. {DOCTOR}')
+        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {DOCTOR}')

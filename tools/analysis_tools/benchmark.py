@@ -1,6 +1,6 @@
 """Throughput and memory of backbones with a classification head, side by side in one process.
 
-Every combination of model, layout and compilation is a row. After a warm-up, which includes
+Every combination of model, precision, layout and compilation is a row. After a warm-up, which includes
 compilation, the rows take turns, round after round; a row's figure is the median of its rounds, so
 that whatever else the machine does meets all of them alike. The last column is the throughput over
 the first row's of that image size. Peak memory is that of torch's allocator on a GPU, and on a CPU
@@ -196,20 +196,21 @@ def environment(args: argparse.Namespace) -> str:
 
 
 def draw(rows: List[dict], path: str, title: str) -> None:
-    """Throughput and memory against resolution, one line per model, layout and compilation."""
+    """Throughput and memory against resolution, one line per model and mode."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
     lines = {}
     for row in rows:
-        lines.setdefault((row['model'], row['layout'], row['compile']), []).append(row)
+        key = row['model'], row['precision'], row['layout'], row['compile']
+        lines.setdefault(key, []).append(row)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
     for panel, key, unit in ((panels[0], 'images_per_s', 'images per second'),
                              (panels[1], 'peak_memory_mb', 'peak memory (MB)')):
-        for (model, layout, compiled), points in lines.items():
+        for (model, precision, layout, compiled), points in lines.items():
             points = [p for p in points if p[key] != '']
             panel.plot([p['size'] for p in points], [p[key] for p in points], marker='o',
-                       label=f'{model}, {layout.replace("_", " ")}'
+                       label=f'{model}, {precision}, {layout.replace("_", " ")}'
                              f'{", compiled" if compiled else ""}')
         panel.set(xlabel='height and width of the image (pixels)', ylabel=unit, yscale='log',
                   xscale='log')
@@ -241,7 +242,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--sizes', type=int, nargs='+', default=[224],
                         help='heights and widths of the images (default: 224)')
-    parser.add_argument('--precision', choices=DTYPES, default='fp32',
+    parser.add_argument('--precision', nargs='+', choices=DTYPES, default=['fp32'],
                         help='inference: of weights and images; training: of autocast')
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=['channels_first'],
                         help='of images and weights')
@@ -269,8 +270,9 @@ def main() -> None:
         return
     rows = []
     for size in args.sizes:
-        cases = [Case(model, layout, compiled == 'on', args.mode, args.precision, args.batch, size)
-                 for model, layout, compiled in product(args.models, args.layouts, args.compile)]
+        cases = [Case(model, layout, compiled == 'on', args.mode, precision, args.batch, size)
+                 for model, precision, layout, compiled in product(
+                     args.models, args.precision, args.layouts, args.compile)]
         measured = measure(cases, args)
         if args.memory:
             for case, row in zip(tqdm(cases, desc='memory', leave=False), measured):
@@ -281,7 +283,8 @@ def main() -> None:
         best = min((row for row in rows if row['model'] == model and row['size'] == args.sizes[0]),
                    key=lambda row: row['ms_per_image'])
         print(f'\n{model} at its best, {args.sizes[0]}: {best["ms_per_image"]} ms an image, '
-              f'{best["layout"]}{", compiled" if best["compile"] else ""}', end='')
+              f'{best["precision"]}, {best["layout"]}{", compiled" if best["compile"] else ""}',
+              end='')
     print()
     if args.csv:
         with open(args.csv, 'w', newline='') as file:

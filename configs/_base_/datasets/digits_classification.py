@@ -1,4 +1,4 @@
-# Single handwritten digits of 32x32, shown at 64x64.
+# Single handwritten digits of 32x32, shown at 48x48.
 dataset_type = 'CustomDataset'
 data_root = 'data/digits/classification'
 data_help = 'tools/dataset_converters/make_digits.py, which makes it in seconds'
@@ -8,12 +8,12 @@ data_preprocessor = dict(num_classes=10, mean=[127.5] * 3, std=[60.] * 3, to_rgb
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Rotate', angle=10., prob=0.5),
-    dict(type='RandomResizedCrop', scale=64, crop_ratio_range=(0.7, 1.0)),
+    dict(type='RandomResizedCrop', scale=48, crop_ratio_range=(0.7, 1.0)),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=64),
+    dict(type='Resize', scale=48),
     dict(type='PackInputs'),
 ]
 

@@ -141,8 +141,11 @@ class HierarchicalBackbone(BaseModule):
             contiguous.
 
         Raises:
-            ValueError: H or W is too small.
+            ValueError: H or W is too small, or there is no batch axis.
         """
+        if x.dim() != 4:
+            raise ValueError(f'{type(self).__name__} takes images of shape (B, C, H, W), got '
+                             f'{tuple(x.shape)}')
         if min(x.shape[2:]) < self.min_size:
             raise ValueError(f'{type(self).__name__} needs H and W of at least {self.min_size}, '
                              f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')

@@ -60,7 +60,7 @@ def check_fit(found: Optional[Weights], here: Weights) -> None:
     if (found.family == here.family and found.embed_dims[:n] == here.embed_dims[:n]
             and found.depths[:n] == here.depths[:n]):
         return
-    cure = 'take the checkpoint or the config of the other'
+    cure = 'give a checkpoint of this model, or the config of that one'
     if 'authors' in found.family:
         cure = 'convert it with tools/model_converters/official_to_mmhcnet.py'
     raise WeightsError(f'the checkpoint is of {found}, the model is {here}: {cure}')

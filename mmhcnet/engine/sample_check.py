@@ -1,0 +1,100 @@
+"""Samples that load without an error and are wrong all the same.
+
+OpenCV fills an image file that is cut short and only warns; mmseg takes a label map of any size and
+with any ids; mmdet leaves boxes without area out and says nothing.
+"""
+import json
+import os
+from typing import Any, Iterator, Optional, Tuple
+
+JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
+# Some writers put a few bytes behind the end of an image.
+TAIL = 4096
+# Training leaves a box out that has no side of a pixel, or of which none lies in the image.
+LEAST_SIDE = 1
+
+
+class BadSample(ValueError):
+    """A sample that must not be trained on."""
+
+
+def is_cut(path: str) -> bool:
+    """Whether a JPEG or PNG file ends before its image does.
+
+    Args:
+        path (str): A local file; one of another format counts as whole.
+    """
+    with open(path, 'rb') as file:
+        head = file.read(len(PNG))
+        end = next((end for start, end in ((JPEG, b'\xff\xd9'), (PNG, b'IEND'))
+                    if head.startswith(start)), b'')
+        file.seek(max(0, os.path.getsize(path) - TAIL))
+        return end not in file.read()
+
+
+def png_size(path: str) -> Optional[Tuple[int, int]]:
+    """Height and width that a PNG file states, or None for a file of another format."""
+    with open(path, 'rb') as file:
+        head = file.read(24)
+    if not head.startswith(PNG):
+        return None
+    return int.from_bytes(head[20:24], 'big'), int.from_bytes(head[16:20], 'big')
+
+
+def check_sample(sample: Any, dataset: Any) -> None:
+    """Look at what a pipeline of OpenMMLab has packed; anything else passes.
+
+    Args:
+        sample (dict): ``inputs`` (C, H, W) and ``data_samples``.
+        dataset (Dataset): Where it comes from; knows the classes.
+
+    Raises:
+        BadSample: The image file is cut short, or the label map has another size than the image or
+            ids that no class has.
+    """
+    packed = sample.get('data_samples') if isinstance(sample, dict) else None
+    path = getattr(packed, 'img_path', None)
+    if isinstance(path, str) and os.path.isfile(path) and is_cut(path):
+        raise BadSample('the image file is cut short')
+    labels = getattr(packed, 'gt_sem_seg', None)
+    if labels is not None:
+        _check_label_map(packed, labels.data, dataset)
+
+
+def _check_label_map(packed: Any, labels: Any, dataset: Any) -> None:
+    path, size = getattr(packed, 'seg_map_path', None), getattr(packed, 'ori_shape', None)
+    if isinstance(path, str) and os.path.isfile(path) and size is not None:
+        stated = png_size(path)
+        if stated not in (None, tuple(size[:2])):
+            raise BadSample(f'the label map {path} is {stated[1]}x{stated[0]} and the image '
+                            f'{size[1]}x{size[0]}')
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    if classes:
+        wrong = (labels < 0) | (labels >= len(classes))
+        wrong &= labels != getattr(dataset, 'ignore_index', 255)
+        if wrong.any():
+            raise BadSample(f'the label map {path} has the id {int(labels[wrong].max())}, and '
+                            f'there are {len(classes)} classes')
+
+
+def boxes_left_out(ann_file: str) -> Iterator[str]:
+    """The annotations of a COCO file that mmdet's data set passes over because of their box.
+
+    Args:
+        ann_file (str): A JSON file; nothing is found in one of another layout.
+    """
+    with open(ann_file) as file:
+        content = json.load(file)
+    if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
+        return
+    images = {image['id']: image for image in content['images']}
+    for annotation in content['annotations']:
+        image, box = images.get(annotation['image_id']), annotation.get('bbox')
+        if image is None or not box:
+            continue
+        x, y, w, h = box
+        inside = (min(x + w, image['width']) > max(x, 0)
+                  and min(y + h, image['height']) > max(y, 0))
+        if w < LEAST_SIDE or h < LEAST_SIDE or not inside:
+            yield (f"annotation {annotation['id']} of {image['file_name']}: bbox {box} in an image "
+                   f"of {image['width']}x{image['height']}")

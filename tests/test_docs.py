@@ -1,0 +1,116 @@
+"""The commands of README and docs are run here, or marked with what runs them or what they need.
+
+A block of commands has a comment above it: ``run``, ``tested: FILE`` or ``needs: WHAT``.
+"""
+import functools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+FENCE = re.compile(r'(?:<!-- (?P<mark>.*?) -->\n)?```bash\n(?P<text>.*?)```', re.DOTALL)
+# What a reader puts something of their own in place of.
+OWN = re.compile(r'\b[A-Z_]{2,}\b')
+
+
+class Block(NamedTuple):
+    page: str
+    mark: str
+    text: str
+
+    def commands(self):
+        lines = re.sub(r'\\\n\s*', ' ', self.text).splitlines()
+        return [line for line in (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines) if line]
+
+
+BLOCKS = [Block(str(page.relative_to(ROOT)), match['mark'] or '', match['text'])
+          for page in PAGES for match in FENCE.finditer(page.read_text())]
+COMMANDS = [(block, command) for block in BLOCKS for command in block.commands()]
+
+
+def test_blocks_are_found():
+    assert len(BLOCKS) == sum(page.read_text().count('```bash') for page in PAGES) > 20
+
+
+@pytest.mark.parametrize('block', BLOCKS, ids=lambda block: f'{block.page}:{block.text[:30]!r}')
+def test_every_block_is_marked(block):
+    assert re.match(r'run$|tested: |needs: ', block.mark), block
+    for path in re.findall(r'tests/\S+\.py', block.mark):
+        assert (ROOT / path).is_file(), path
+    if block.mark.startswith('tested'):
+        assert 'tests/' in block.mark
+
+
+@functools.lru_cache(maxsize=None)
+def usage(script):
+    done = subprocess.run([sys.executable, script, '--help'], cwd=ROOT, capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def script_of(command):
+    """The Python script that takes a command's options."""
+    match = re.search(r'(?:tools|demo)/\S+\.(?:py|sh)', command)
+    if not match:
+        return None
+    launched = re.search(r'(?:dist|slurm)_(train|test)\.sh', match[0])
+    return f'tools/{launched[1]}.py' if launched else match[0]
+
+
+@pytest.mark.parametrize('page', sorted({block.page for block in BLOCKS}))
+def test_files_and_options_exist(page):
+    for block, command in COMMANDS:
+        if block.page != page:
+            continue
+        for path in re.findall(r'(?<![\w/$])(?:tools|configs|tests|demo)/[\w./-]+', command):
+            assert (ROOT / path).exists(), f'{path} of: {command}'
+        script = script_of(command)
+        for option in re.findall(r'(?<=\s)--[a-z][\w-]*', command) if script else ():
+            assert option in usage(script), f'{option} of: {command}'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """A folder like a clone; what a command writes stays in it."""
+    folder = tmp_path_factory.mktemp('clone')
+    for name in ('configs', 'demo', 'docs', 'mmhcnet', 'tests', 'tools', 'mkdocs.yml', 'setup.py',
+                 'pyproject.toml', 'README.md'):
+        (folder / name).symlink_to(ROOT / name)
+    if (ROOT / 'data/digits').is_dir():
+        (folder / 'data').mkdir()
+        (folder / 'data/digits').symlink_to(ROOT / 'data/digits')
+    return folder
+
+
+def run(command, folder):
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
+    return subprocess.run(['bash', '-euc', command], cwd=folder, capture_output=True, text=True,
+                          timeout=600, env={**os.environ, 'PATH': path})
+
+
+@pytest.mark.slow
+def test_commands_run(folder):
+    # One after the other, as a reader meets them: the first page makes the data.
+    blocks = [block for block in BLOCKS if block.mark == 'run']
+    assert blocks
+    for block in sorted(blocks, key=lambda block: block.page != 'docs/index.md'):
+        assert not OWN.search(re.sub(r'"[^"]*"', '', block.text)), block.text
+        done = run(block.text, folder)
+        assert done.returncode == 0, f'{block.page}:\n{block.text}\n{done.stderr[-3000:]}'
+
+
+def test_site_builds(tmp_path):
+    pytest.importorskip('mkdocs', reason='the site needs it: pip install mkdocs')
+    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir',
+                           str(tmp_path / 'site')], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for page in (ROOT / 'docs').glob('*.md'):
+        name = '' if page.stem == 'index' else page.stem
+        assert (tmp_path / 'site' / name / 'index.html').is_file(), page

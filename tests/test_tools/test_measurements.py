@@ -1,0 +1,75 @@
+"""The commands that measure, at sizes that take seconds: that they run, and what they write."""
+import csv
+
+import pytest
+from PIL import Image
+
+from mmhcnet import HcNet
+
+
+@pytest.mark.slow
+def test_benchmark(tool, tmp_path):
+    done = tool('analysis_tools/benchmark.py', 'hcnet_t_ref', 'hcnet_t', '--sizes', 32, 64,
+                '--batch', 1, '--rounds', 2, '--seconds', 0.01, '--threads', 1, '--memory',
+                '--csv', tmp_path / 'rows.csv', '--plot', tmp_path / 'resolution.png')
+    with open(tmp_path / 'rows.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    assert [(row['model'], row['size']) for row in rows] == [
+        ('hcnet_t_ref', '32'), ('hcnet_t', '32'), ('hcnet_t_ref', '64'), ('hcnet_t', '64')]
+    for row, first in zip(rows, [rows[0], rows[0], rows[2], rows[2]]):
+        ratio = float(first['ms_per_image']) / float(row['ms_per_image'])
+        assert float(row['ratio_to_first']) == pytest.approx(ratio, rel=0.01)
+        assert float(row['peak_memory_mb']) > 100
+        assert f"| {row['ms_per_image']} |" in done.stdout
+    assert Image.open(tmp_path / 'resolution.png').size[0] > 1000
+
+
+@pytest.mark.slow
+def test_benchmark_of_an_unknown_model(tool):
+    done = tool('analysis_tools/benchmark.py', 'hcnet_x', fails=True)
+    assert "unknown model 'hcnet_x'" in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.slow
+def test_compare_learning(tool, digits, tmp_path):
+    command = ['analysis_tools/compare_learning.py', '--data', digits / 'classification',
+               '--models', 'HcNet', 'ResNet', '--seeds', 2, '--epochs', 2, '--tune-epochs', 1,
+               '--rates', 1e-3, 2e-3, '--most', 64, '--out', tmp_path / 'learning']
+    done = tool(*command)
+    table = (tmp_path / 'learning.md').read_text()
+    assert table in done.stdout
+    assert [line.split(' | ')[0] for line in table.splitlines()[2:]] == ['| HcNet', '| ResNet']
+    assert Image.open(tmp_path / 'learning.png').size[1] > 400
+    with open(tmp_path / 'learning/runs.csv', newline='') as file:
+        rows = list(csv.DictReader(file))
+    # Two rates of two architectures, then two seeds of both.
+    assert [row['purpose'] for row in rows].count('tune') == 4 and len(rows) == 8
+    # It goes on from what is there, and the same command says the same.
+    assert tool(*command).stdout.splitlines()[-6:-2] == done.stdout.splitlines()[-6:-2]
+    assert len((tmp_path / 'learning/runs.csv').read_text().splitlines()) == 9
+
+
+@pytest.mark.slow
+def test_compare_learning_without_data(tool, tmp_path):
+    done = tool('analysis_tools/compare_learning.py', '--data', tmp_path, fails=True)
+    assert f"no folder '{tmp_path}/train'" in done.stderr and 'make_digits.py' in done.stderr
+
+
+def test_models_have_equal_parameters():
+    import compare_learning as tool
+    target = tool.parameters(tool.MODELS['HcNet'].build(tool.WIDTH))
+    for model in tool.MODELS.values():
+        size = tool.parameters(model.build(tool.width_of(model)))
+        assert abs(size / target - 1) <= tool.TOLERANCE
+    assert isinstance(tool.MODELS['HcNet, k = 3.0'].build(34), HcNet)
+
+
+def test_a_fifth_is_held_out_to_tune_with(digits):
+    import compare_learning as tool
+    folder = str(digits / 'classification')
+    (x, y), (x_tune, y_tune) = tool.read_data(folder, most=1000, held_out=True)
+    assert (len(y), len(y_tune)) == (52, 12) and x.shape == (52, 3, tool.SIDE, tool.SIDE)
+    images = {image.numpy().tobytes() for image in x}
+    assert not images & {image.numpy().tobytes() for image in x_tune}
+    (x, y), (_, y_test) = tool.read_data(folder, most=40, held_out=False)
+    assert (len(y), len(y_test)) == (40, 20)
