@@ -4,6 +4,7 @@ mmengine imports ``<scope>.registry`` when it meets a dotted name, so ``type='mm
 needs no ``custom_imports``.
 """
 from mmengine.registry import DATA_SAMPLERS as ROOT_DATA_SAMPLERS
+from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
@@ -13,6 +14,8 @@ MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhc
 DATA_SAMPLERS = Registry(
     'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=[
         'mmhcnet.engine.seeded_data', 'mmhcnet.engine.trial'])
+FUNCTIONS = Registry(
+    'function', parent=ROOT_FUNCTIONS, scope='mmhcnet', locations=['mmhcnet.engine.loops'])
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
         'mmhcnet.engine.checkpoint_hook', 'mmhcnet.engine.data_faults',

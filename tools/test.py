@@ -6,7 +6,6 @@ import sys
 try:
     from mmengine.config import Config, ConfigDict
     from mmengine.registry import METRICS, RUNNERS
-    from mmengine.runner import Runner
 
     from mmhcnet.engine.checkpoint import WholeCheckpoint
     from mmhcnet.engine.config import Options, check_data, load_config
@@ -99,7 +98,8 @@ def main() -> None:
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
+        runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
         runner.register_hook(WholeCheckpoint())
         if args.out and cfg.default_scope != 'mmseg':

@@ -8,7 +8,6 @@ try:
     from mmengine.device import get_device
     from mmengine.dist import is_main_process
     from mmengine.registry import RUNNERS
-    from mmengine.runner import Runner
 
     from mmhcnet.engine.config import (Options, add_tensorboard, check_data, check_training,
                                        load_config)
@@ -99,7 +98,8 @@ def main() -> None:
         if args.trial is not None:
             planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
             make_trial(cfg, args.trial)
-        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
+        runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
         runner.train()
     if args.trial is not None:

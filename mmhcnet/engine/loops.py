@@ -17,6 +17,7 @@ from mmengine.registry import DATASETS, FUNCTIONS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.runner.utils import calc_dynamic_intervals
 
+from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
 from mmhcnet.registry import LOOPS
 
 from .data_faults import FAULTS, Collate
@@ -37,7 +38,7 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
             dataset.full_init()
     loader['dataset'] = SeededDataset(dataset)
     loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
-    loader.setdefault('worker_init_fn', dict(type=_start_worker))
+    loader.setdefault('worker_init_fn', dict(type='mmhcnet.start_worker'))
     loader['batch_sampler'] = dict(
         type='mmhcnet.NumberedBatches', drop_last=loader.pop('drop_last', False),
         batch_sampler=loader.get('batch_sampler'), endless=endless)
@@ -51,7 +52,8 @@ def _function_of(collate_fn: Union[str, dict, Callable]) -> Callable:
     return partial(FUNCTIONS.get(function) if isinstance(function, str) else function, **settings)
 
 
-def _start_worker(worker_id: int) -> None:
+@OUR_FUNCTIONS.register_module()
+def start_worker(worker_id: int) -> None:
     """Let only the process that trains end a worker: a cluster sends SIGTERM to every process."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     parent = os.getppid()

@@ -113,6 +113,18 @@ def test_two_gloo_ranks(task, tool, small, tmp_path):
 
 
 @pytest.mark.slow
+def test_flexible_runner(tool, small, tmp_path):
+    """mmengine's runner for strategies, FSDP among them, with our loops and data."""
+    cfg = Config.fromfile(ROOT / CONFIGS['classification'])
+    cfg.runner_type, cfg.strategy = 'FlexibleRunner', dict(type='SingleDeviceStrategy')
+    cfg.dump(tmp_path / 'config.py')
+    done = tool('train.py', tmp_path / 'config.py', '--work-dir', tmp_path / 'run',
+                *small('classification'))
+    assert losses(done.stdout) and re.search(r'\(val\) .*top1', done.stdout)
+    assert (tmp_path / 'run/epoch_2.pth').is_file()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize('task', ['classification', 'segmentation'])
 def test_tta(task, tool, small, tmp_path):
     paper = dict(classification='configs/classification/hcnet_t_in1k.py',

@@ -191,7 +191,8 @@ def train(job: Job, most: int, device: str, threads: int) -> Dict[str, object]:
     classifier.to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=job.lr, weight_decay=0.05)
     steps = job.epochs * (len(y) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, job.lr, steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, job.lr, steps, pct_start=0.1, cycle_momentum=False)
     accuracies, start = [], time.time()
     for _ in range(job.epochs):
         classifier.train()
