@@ -18,8 +18,7 @@ model = dict(
         init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in')),
     decode_head=dict(
         in_channels=[32, 64, 96, 128], channels=32, num_classes=11, loss_decode=loss_decode),
-    # A fifth of the time goes into more iterations instead.
-    auxiliary_head=None)
+    auxiliary_head=dict(in_channels=96, channels=32, num_classes=11, loss_decode=loss_decode))
 
 # The backbone comes from the classifier, the rest is new.
 optim_wrapper = dict(

@@ -288,6 +288,7 @@ def draw(found: Dict[Tuple[str, str], np.ndarray], data: List[str], path: Path) 
             axis.fill_between(epochs, values.min(0), values.max(0), alpha=.12,
                               color=line.get_color(), linewidth=0)
         axis.set(title=title_of(name), xlabel='epoch', ylabel='top-1 on the test images (%)')
+        axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=.3)
     axes[0][0].legend(fontsize=9)
     figure.savefig(path, dpi=100)

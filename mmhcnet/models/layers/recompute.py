@@ -16,6 +16,8 @@ def recompute(part: Callable, *inputs: Any) -> Any:
         part (Callable): Takes and returns tensors.
         inputs (Any): Its arguments.
     """
-    if not torch.is_grad_enabled() or torch.jit.is_tracing():
+    # Tensors without data have no memory to save, and torch 2.1 cannot checkpoint them.
+    without_data = any(isinstance(x, torch.Tensor) and x.is_meta for x in inputs)
+    if not torch.is_grad_enabled() or torch.jit.is_tracing() or without_data:
         return part(*inputs)
     return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=False)
