@@ -90,8 +90,8 @@ def test_shapes_to_check():
 CONFIGS = {
     'classification/{}_digits.py': [(2, 10)],
     'segmentation/upernet_{}_digits.py': [(2, 11, 64, 96)],
-    'detection/mask_rcnn_{}_digits.py': [(2, 64, 16, 24), (2, 64, 8, 12), (2, 64, 4, 6),
-                                         (2, 64, 2, 3), (2, 64, 1, 2)],
+    'detection/mask_rcnn_{}_digits.py': [(2, 48, 16, 24), (2, 48, 8, 12), (2, 48, 4, 6),
+                                         (2, 48, 2, 3)],
 }
 
 

@@ -6,6 +6,8 @@ import torch
 
 from mmhcnet import HcNet, VHeat
 
+from ..old_torch import HALF
+
 pytest.importorskip('hypothesis', reason='the fuzz needs it: pip install hypothesis')
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
@@ -17,8 +19,6 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3, torch.bfloat16: 0.15, to
 
 sides = st.integers(32, 257)
 out_indices = st.sets(st.integers(0, 3), min_size=1).map(sorted).map(tuple)
-# Before that, torch has no float16 convolutions on a CPU.
-HALF = [torch.float16] if hasattr(torch.amp, 'GradScaler') else []
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, *HALF])
 
 

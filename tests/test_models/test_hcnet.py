@@ -10,6 +10,8 @@ from mmhcnet import HcNet, convert_state_dict
 from mmhcnet.models.backbones.hcnet import ARCHS
 from mmhcnet.models.layers import DropPath
 
+from ..old_torch import HALF
+
 SMALL = dict(embed_dims=[8, 12, 16, 20], depths=[1, 2, 1, 1])
 # Every option in at least one line, against the defaults of the others.
 OPTIONS = {
@@ -311,7 +313,7 @@ def test_equals_the_published_model(golden):
         check(pooled @ converted['head.fc.weight'].T + converted['head.fc.bias'], 'logits')
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, *HALF])
 @pytest.mark.parametrize('stencil', ['anisotropic', 'isotropic'])
 def test_autocast_is_finite_and_close(stencil, dtype):
     model, x = HcNet(SMALL, stencil=stencil), torch.randn(2, 3, 64, 48)

@@ -9,6 +9,8 @@ from torch import nn
 from mmhcnet import VHeat, convert_state_dict
 from mmhcnet.models.backbones.vheat import ARCHS
 
+from ..old_torch import HALF, compiles
+
 SMALL = dict(embed_dims=[8, 12, 16, 20], depths=[1, 2, 1, 1], post_norm=False, layer_scale=None)
 POST = dict(SMALL, post_norm=True, layer_scale=0.5)
 # Every option in at least one line, against the defaults of the others.
@@ -292,7 +294,7 @@ def test_deploy_size_is_checked(input_size):
         build().switch_to_deploy(input_size)
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, *HALF])
 @pytest.mark.parametrize('options', [{}, dict(arch=POST)], ids=['pre', 'post'])
 def test_autocast(dtype, options):
     model, x = build(**options).eval(), torch.randn(2, 3, 64, 80)
@@ -314,6 +316,7 @@ def test_autocast_trains():
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@compiles
 def test_compiles():
     model, x = build().eval(), torch.randn(1, 3, 64, 48)
     with torch.no_grad():

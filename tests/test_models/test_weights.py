@@ -37,7 +37,7 @@ def test_another_family(model, other):
 @pytest.mark.parametrize('change', [dict(depths=[1, 2, 1, 2]), dict(embed_dims=[8, 16, 24, 40])])
 def test_another_size(change):
     with pytest.raises(ValueError, match=r'embed_dims \[8, 16, 24, (32|40)\] and depths '
-                       r'\[1, 2, 1, [12]\], the model is HcNet.*: take the checkpoint or'):
+                       r'\[1, 2, 1, [12]\], the model is HcNet.*: give a checkpoint'):
         HcNet(dict(DIMS, **change)).load_state_dict(HcNet(DIMS).state_dict())
 
 

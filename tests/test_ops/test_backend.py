@@ -28,8 +28,11 @@ def installed(monkeypatch):
 
 def on_gpu(dtype):
     """What use_triton sees of a CUDA tensor."""
-    with torch._subclasses.FakeTensorMode():
-        return torch.empty(2, 3, 4, 5, dtype=dtype, device='cuda')
+    try:
+        with torch._subclasses.FakeTensorMode():
+            return torch.empty(2, 3, 4, 5, dtype=dtype, device='cuda')
+    except RuntimeError as error:
+        pytest.skip(f'this torch makes no fake CUDA tensor without a GPU: {error}')
 
 
 @operators

@@ -6,6 +6,8 @@ import torch
 
 from mmhcnet.ops import dct2, dct_matrix, eigenvalues, heat_spectral, idct2, spectral_decay
 
+from ..old_torch import HALF, compiles
+
 SIZES = [(7, 5), (4, 4), (1, 6), (6, 1), (1, 1), (25, 42)]
 CPU = torch.device('cpu')
 
@@ -107,7 +109,7 @@ def test_gradients(size):
     assert torch.autograd.gradcheck(conduct, (u, k))
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, *HALF])
 def test_decay_of_low_precision_k_is_float32(dtype):
     k = torch.rand(5, 6, 2).to(dtype)
     decay = spectral_decay(k, 5, 6)
@@ -117,7 +119,7 @@ def test_decay_of_low_precision_k_is_float32(dtype):
     assert spectral_decay(torch.rand(2).double(), 5, 6).dtype == torch.float64
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, *HALF])
 def test_low_precision_and_autocast(dtype):
     u, k = field((14, 11)).float(), torch.rand(14, 11, 3)
     expected = conduct(u, k)
@@ -143,6 +145,7 @@ def test_constants_made_in_inference_mode_serve_training():
     assert u.grad.isfinite().all()
 
 
+@compiles
 def test_compiles():
     u, k = field((6, 5)).float(), torch.rand(6, 5, 3)
     compiled = torch.compile(conduct, fullgraph=True, backend='aot_eager')

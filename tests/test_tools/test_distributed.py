@@ -25,7 +25,7 @@ def config(digits, tmp_path):
     """
     cfg = Config.fromfile(ROOT / CONFIGS['classification'])
     cfg.train_dataloader.dataset.pipeline = cfg.val_dataloader.dataset.pipeline
-    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.05, momentum=0.9)
+    cfg.optim_wrapper.optimizer = dict(type='SGD', lr=0.05, momentum=0.9, weight_decay=0.05)
     for loader in (cfg.train_dataloader, cfg.val_dataloader, cfg.test_dataloader):
         loader.update(num_workers=0, persistent_workers=False)
         loader.dataset.data_root = str(digits / 'classification')

@@ -190,15 +190,16 @@ def train(job: Job, most: int, device: str, threads: int) -> Dict[str, object]:
     initialise(classifier)
     classifier.to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=job.lr, weight_decay=0.05)
-    steps = job.epochs * (len(y) // BATCH)
+    size = min(BATCH, len(y))
+    steps = job.epochs * (len(y) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, job.lr, steps, pct_start=0.1, cycle_momentum=False)
     accuracies, start = [], time.time()
     for _ in range(job.epochs):
         classifier.train()
         order = torch.randperm(len(y), generator=rng)
-        for i in range(0, len(y) - BATCH + 1, BATCH):
-            batch = order[i:i + BATCH]
+        for i in range(0, len(y) - size + 1, size):
+            batch = order[i:i + size]
             scores = classifier(crop(x[batch], rng).to(device))
             loss = nn.functional.cross_entropy(scores, y[batch].to(device))
             optimizer.zero_grad()
