@@ -89,8 +89,9 @@ def boxes_left_out(ann_file: str) -> Iterator[str]:
         return
     images = {image['id']: image for image in content['images']}
     for annotation in content['annotations']:
-        image, box = images.get(annotation['image_id']), annotation.get('bbox')
-        if image is None or not box:
+        image, box = images.get(annotation.get('image_id')), annotation.get('bbox') or ()
+        # What is malformed, mmdet names itself.
+        if image is None or len(box) != 4:
             continue
         x, y, w, h = box
         inside = (min(x + w, image['width']) > max(x, 0)

@@ -86,7 +86,8 @@ def test_boxes_left_out(tmp_path):
     content = dict(
         images=[dict(id=1, file_name='a.jpg', width=100, height=50)],
         annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(boxes)])
-    content['annotations'].append(dict(id=9, image_id=2, bbox=[0, 0, 0, 0]))
+    content['annotations'] += [dict(id=9, image_id=2, bbox=[0, 0, 0, 0]), dict(id=10, image_id=1),
+                               dict(id=11, image_id=1, bbox=[0, 0]), dict(id=12)]
     (tmp_path / 'a.json').write_text(json.dumps(content))
     found = list(boxes_left_out(tmp_path / 'a.json'))
     assert [int(line.split()[1]) for line in found] == [2, 3, 4, 5, 6]
