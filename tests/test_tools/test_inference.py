@@ -63,7 +63,7 @@ def test_classification_inferencer(family, checkpoint, scene, tmp_path):
     from mmpretrain import ImageClassificationInferencer
     config, weights = checkpoint('classification', family)
     # The size that the config resizes to.
-    Image.open(scene).resize((64, 64)).save(tmp_path / 'digit.png')
+    Image.open(scene).resize((48, 48)).save(tmp_path / 'digit.png')
     inferencer = ImageClassificationInferencer(config, weights, device='cpu')
     result, = inferencer(str(tmp_path / 'digit.png'), show_dir=str(tmp_path / 'shown'))
     with torch.no_grad():
