@@ -30,7 +30,8 @@ demo: env
 	@"$(VENV)/bin/python" tools/demo.py
 
 test: env
-	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 -m "not faults" --durations=15
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal -m "not faults" \
+		--durations=15
 
 test-faults: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests/test_faults -q -s

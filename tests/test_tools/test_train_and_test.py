@@ -170,7 +170,7 @@ def test_converted_vheat_starts_a_training_at_another_size(tool, small, tmp_path
                 *small('classification'))
     matched = re.search(r'(\d+) of (\d+) weights of the backbone matched', done.stdout)
     assert matched[1] == matched[2]
-    assert 'freq_embed.0: resized from 56x56 of the checkpoint to the 16x16' in done.stdout
+    assert 'freq_embed.0: resized from 56x56 of the checkpoint to the 12x12' in done.stdout
 
 
 def test_print_config(tool):

@@ -110,7 +110,7 @@ TEST = {
     'folder': (CLS, ['EMPTY'], "no checkpoint file"),
     'text': (CLS, ['TEXT'], 'is not a checkpoint that torch can read'),
     'hostile': (CLS, ['HOSTILE'], 'add --trust-checkpoint'),
-    'nothing that fits': (CLS, ['WEIGHTS'], 'no weight of the model is in'),
+    'nothing that fits': (CLS, ['WEIGHTS'], 'Give the config that it was trained with'),
     'out': (CLS, ['TEXT', '--out', 'a.txt'], '--out must end in .pkl'),
     'tta': (DET, ['TEXT', '--tta'], '--tta needs tta_model'),
     'show': (CLS, ['TEXT', '--show', '+', 'default_hooks.visualization=None'],
