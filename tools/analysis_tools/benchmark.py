@@ -74,14 +74,14 @@ def build_backbone(name: str, size: int) -> nn.Module:
 class Classifier(nn.Module):
     """Backbone, global average pooling, linear layer."""
 
-    def __init__(self, backbone: nn.Module):
+    def __init__(self, backbone: nn.Module, classes: int = 1000):
         super().__init__()
         self.backbone = backbone
         # In a line of its own: eval() of mmpretrain's Swin returns None.
         backbone.eval()
         with torch.no_grad():
             channels = backbone(torch.zeros(1, 3, *self._size(backbone)))[-1].shape[1]
-        self.head = nn.Linear(channels, 1000)
+        self.head = nn.Linear(channels, classes)
 
     @staticmethod
     def _size(backbone: nn.Module) -> tuple:

@@ -11,17 +11,18 @@ OUT/runs.csv: the command goes on from there. Written at the end: OUT.png and th
 """
 import argparse
 import csv
+import functools
 import json
 import statistics
-import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Callable, Dict, List, NamedTuple, Tuple
 
 import matplotlib
 import numpy as np
 import torch
+from benchmark import Classifier
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -103,26 +104,11 @@ class Job(NamedTuple):
     epochs: int
 
 
-class Classifier(nn.Module):
-    """Backbone, global average pooling, linear layer."""
-
-    def __init__(self, backbone: nn.Module, classes: int):
-        super().__init__()
-        self.backbone = backbone
-        # In a line of its own: eval() of mmpretrain's Swin returns None.
-        backbone.eval()
-        with torch.no_grad():
-            channels = backbone(torch.zeros(1, 3, SIDE, SIDE))[-1].shape[1]
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x)[-1].mean((2, 3)))
-
-
 def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
+@functools.lru_cache(maxsize=None)
 def width_of(model: Model) -> int:
     """The width that comes nearest to HcNet's parameters."""
     target = parameters(MODELS['HcNet'].build(WIDTH))
@@ -221,10 +207,6 @@ def accuracy(classifier: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     return round(100 * right / len(y), 2)
 
 
-def _train(arguments: tuple) -> Dict[str, object]:
-    return train(*arguments)
-
-
 class Runs:
     """The finished trainings, kept in a file."""
 
@@ -244,14 +226,15 @@ class Runs:
     def complete(self, jobs: List[Job], args: argparse.Namespace) -> None:
         """Train what is not there yet."""
         left = [job for job in jobs if job not in self.rows]
-        work = [(job, args.most, args.device, args.threads) for job in left]
+        run = functools.partial(
+            train, most=args.most, device=args.device, threads=args.threads)
         new = not self.path.exists()
         # Forked processes would inherit the threads of this one.
         with open(self.path, 'a', newline='') as file, get_context('spawn').Pool(args.jobs) as pool:
             writer = csv.DictWriter(file, FIELDS)
             if new:
                 writer.writeheader()
-            for row in tqdm(pool.imap_unordered(_train, work), total=len(work),
+            for row in tqdm(pool.imap_unordered(run, left), total=len(left),
                             desc=jobs[0].purpose):
                 writer.writerow(row)
                 file.flush()
@@ -318,7 +301,7 @@ def table(runs: Runs, jobs: Dict[Tuple[str, str], List[Job]], data: List[str],
     return '\n'.join(lines)
 
 
-def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
+def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', nargs='+', default=['data/digits/classification'],
@@ -337,7 +320,7 @@ def parse_args(arguments: Optional[List[str]] = None) -> argparse.Namespace:
     parser.add_argument('--threads', type=int, default=1, help='of each (default: %(default)s)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/learning'))
-    args = parser.parse_args(arguments)
+    args = parser.parse_args()
     for folder in args.data:
         if not (Path(folder) / 'train').is_dir():
             parser.error(f"no folder '{folder}/train': give folders in ImageNet's layout; "
@@ -363,4 +346,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
