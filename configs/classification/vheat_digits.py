@@ -9,5 +9,5 @@ model = dict(
         # Most of vHeat's layers are linear.
         init_cfg=dict(layer=['Conv2d', 'Linear'])))
 
-# A quarter of HcNet's: with 4e-3 vHeat is far behind after the first epochs.
+# With 4e-3 vHeat is far behind after the first epochs.
 optim_wrapper = dict(optimizer=dict(lr=2e-3))

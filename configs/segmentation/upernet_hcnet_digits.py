@@ -16,8 +16,13 @@ model = dict(
         arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1]),
         # As in classification/hcnet_digits.py.
         init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in')),
+    # The map that is pooled has 4x4 pixels.
     decode_head=dict(
-        in_channels=[32, 64, 96, 128], channels=32, num_classes=11, loss_decode=loss_decode),
+        in_channels=[32, 64, 96, 128],
+        channels=32,
+        pool_scales=(1, 2),
+        num_classes=11,
+        loss_decode=loss_decode),
     auxiliary_head=dict(in_channels=96, channels=32, num_classes=11, loss_decode=loss_decode))
 
 # The backbone comes from the classifier, the rest is new.

@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 
 CLASSES = tuple('0123456789')
-VERSION = 2
+VERSION = 3
 
 # (classification folder, detection folder, segmentation folder), training then validation
 SPLITS = (('train', 'train2017', 'training'), ('val', 'val2017', 'validation'))
@@ -87,21 +87,23 @@ def interpolate(values, positions):
     Returns:
         ndarray: (R, m) float64.
     """
-    positions = np.broadcast_to(positions, (len(values), positions.shape[1]))
+    rows = np.arange(len(values))[:, None]
     left = np.floor(positions)
     t = positions - left
     left = left.astype(np.int64)
 
     def tap(offset):
-        index = np.clip(left + offset, 0, values.shape[1] - 1)
-        return np.take_along_axis(values, index, axis=1)
+        return values[rows, np.minimum(np.maximum(left + offset, 0), values.shape[1] - 1)]
 
     a, b, c, d = tap(-1), tap(0), tap(1), tap(2)
     return b + 0.5 * t * (c - a + t * (2 * a - 5 * b + 4 * c - d + t * (3 * (b - c) + d - a)))
 
 
 def render_glyph(glyph, height, aspect, slant, threshold):
-    """Enlarge one glyph to a coverage map with edges about one pixel wide.
+    """Enlarge one glyph: where it covers the image, and how much ink is there.
+
+    The edges of the coverage are about one pixel wide. The ink inside tells digits apart whose
+    outlines are alike, as an 8 with filled loops and a 1.
 
     Args:
         glyph (ndarray): (8, 8) uint8, ink 0..16.
@@ -111,7 +113,8 @@ def render_glyph(glyph, height, aspect, slant, threshold):
         threshold (float): Share of full ink that counts as the edge; lower is bolder.
 
     Returns:
-        ndarray: (h, w) float64 in [0, 1], cut to its non-zero part.
+        tuple: coverage (h, w) float64 in [0, 1], cut to its non-zero part; ink (h, w) float64, from
+        0 at the threshold to 1 for full ink.
     """
     pad = 2
     ink = np.pad(glyph.astype(np.float64) / 16, pad)
@@ -125,7 +128,8 @@ def render_glyph(glyph, height, aspect, slant, threshold):
     shifted = x[None, :] + slant * (y[:, None] - (rows - 1) / 2)
     ink = interpolate(interpolate(ink.T, y[None, :]).T, shifted)
     coverage = np.clip((ink - threshold) * row_scale + 0.5, 0, 1)
-    return _cut(coverage, coverage > 0)
+    above = np.clip((ink - threshold) / (1 - threshold), 0, 1)
+    return _cut(coverage, coverage > 0), _cut(above, coverage > 0)
 
 
 def _cut(array, mask):
@@ -185,12 +189,12 @@ def _draw_colour(rng, patch):
         patch (ndarray): (h, w, 3) float64 in [0, 255].
 
     Returns:
-        ndarray: (3,) float64 in [110, 255].
+        ndarray: (3,) float64 in [130, 255].
     """
     least = _between(rng, 40, 90)
     best, best_near = None, patch.size
     for _ in range(50):
-        colour = 110 + 145 * rng.random_sample(3)
+        colour = 130 + 125 * rng.random_sample(3)
         red, green, blue = np.moveaxis(np.abs(patch - colour), -1, 0)
         near = np.count_nonzero(0.3 * red + 0.6 * green + 0.1 * blue < least)
         if near < best_near:
@@ -203,8 +207,8 @@ def _draw_colour(rng, patch):
 def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
     """Compose glyphs on a textured background; each covers the ones before it.
 
-    Position, height, width, slant, stroke weight and colour are drawn per glyph. Every glyph lies
-    inside the image. A placement that hides an earlier glyph too far is drawn again.
+    Position, height, width, slant, stroke weight and colour are drawn per glyph; the colour is
+    darker where there is less ink. Every glyph lies inside the image. A placement that hides an earlier glyph too far is drawn again.
 
     Args:
         rng (RandomState): Source of all draws.
@@ -221,7 +225,7 @@ def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
     masks = np.zeros((len(glyphs), size, size), dtype=bool)
     full_areas = []
     for i, glyph in enumerate(glyphs):
-        coverage, top, left = _place(rng, glyph, masks[:i], full_areas, heights, min_visible)
+        coverage, ink, top, left = _place(rng, glyph, masks[:i], full_areas, heights, min_visible)
         rows, columns = (slice(start, start + length)
                          for start, length in zip((top, left), coverage.shape))
         mask = coverage >= 0.5
@@ -229,19 +233,20 @@ def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
         masks[i, rows, columns] = mask
         full_areas.append(np.count_nonzero(mask))
         patch = image[rows, columns]
-        patch += coverage[..., None] * (_draw_colour(rng, patch) - patch)
+        colour = (0.6 + 0.4 * ink[..., None]) * _draw_colour(rng, patch)
+        patch += coverage[..., None] * (colour - patch)
     grain = rng.randint(0, 7)
     image += rng.randint(-grain, grain + 1, size=image.shape)
     return np.rint(np.clip(image, 0, 255)).astype(np.uint8), masks
 
 
 def _place(rng, glyph, masks, full_areas, heights, min_visible):
-    """Draw a shape and position for a glyph over ``masks``: coverage (h, w), top, left."""
+    """Draw a shape and position for a glyph over ``masks``: coverage and ink (h, w), top, left."""
     size = masks.shape[-1]
     for _ in range(1000):
-        coverage = render_glyph(glyph, height=_between(rng, *heights),
-                                aspect=_between(rng, 0.75, 1.1), slant=_between(rng, -0.2, 0.2),
-                                threshold=_between(rng, 0.32, 0.44))
+        coverage, ink = render_glyph(
+            glyph, height=_between(rng, *heights), aspect=_between(rng, 0.75, 1.1),
+            slant=_between(rng, -0.2, 0.2), threshold=_between(rng, 0.32, 0.44))
         height, width = coverage.shape
         if max(height, width) > size:
             continue
@@ -250,7 +255,7 @@ def _place(rng, glyph, masks, full_areas, heights, min_visible):
         hidden = np.count_nonzero(window & (coverage >= 0.5), axis=(1, 2))
         visible = np.count_nonzero(masks, axis=(1, 2)) - hidden
         if all(visible >= min_visible * np.array(full_areas)):
-            return coverage, top, left
+            return coverage, ink, top, left
     raise ValueError(f'no room for {len(masks) + 1} glyphs of {heights[0]} to {heights[1]} pixels '
                      f'in an image of {size}: give fewer or smaller glyphs, or a larger image')
 

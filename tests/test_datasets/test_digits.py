@@ -12,7 +12,7 @@ from mmhcnet.datasets import digits
 
 TOOL = Path(__file__).parents[2] / 'tools/dataset_converters/make_digits.py'
 SMALL = dict(images=(20, 10), scenes=(3, 2))
-SMALL_SHA256 = 'd72d9eb70f005aa7f0d04c45afb055971112d88f86c6a7d797b252c2e6b878bf'
+SMALL_SHA256 = 'ac0e1279f327a9443cb40d182ea15219f4495e0ced3b48c76f4221ec843a1be8'
 
 
 @pytest.fixture(scope='module')
@@ -88,18 +88,31 @@ def test_interpolate_reproduces_samples_and_parabolas():
 
 def test_render_glyph():
     glyph = np.full((8, 8), 16, dtype=np.uint8)
-    coverage = digits.render_glyph(glyph, height=40, aspect=0.5, slant=0, threshold=0.5)
-    assert coverage.min() >= 0 and coverage.max() == 1
+    coverage, ink = digits.render_glyph(glyph, height=40, aspect=0.5, slant=0, threshold=0.5)
+    assert coverage.min() >= 0 and coverage.max() == 1 and coverage.shape == ink.shape
     assert coverage.any(axis=0).all() and coverage.any(axis=1).all()
     _, _, height, width = digits._box(coverage >= 0.5)
     assert (height, width) == (40, 20)
+
+
+def test_ink_inside_a_glyph():
+    """A filled loop is covered all over, and fainter than the strokes around it."""
+    glyph = np.full((8, 8), 16, dtype=np.uint8)
+    glyph[2:6, 2:6] = 10
+    coverage, ink = digits.render_glyph(glyph, height=40, aspect=1, slant=0, threshold=0.5)
+    middle, stroke = np.s_[20:24, 20:24], np.s_[4:8, 20:24]
+    assert (coverage[middle] == 1).all() and (coverage[stroke] == 1).all()
+    # (10 / 16 - threshold) / (1 - threshold) = 1 / 4
+    np.testing.assert_allclose(ink[middle], 1 / 4, atol=0.02)
+    np.testing.assert_array_equal(ink[stroke], 1)
 
 
 @pytest.mark.parametrize('slant, sign', [(0.2, 1), (-0.2, -1)])
 def test_positive_slant_leans_right(slant, sign):
     glyph = np.zeros((8, 8), dtype=np.uint8)
     glyph[:, 3:5] = 16
-    mask = digits.render_glyph(glyph, height=40, aspect=1, slant=slant, threshold=0.5) >= 0.5
+    coverage, _ = digits.render_glyph(glyph, height=40, aspect=1, slant=slant, threshold=0.5)
+    mask = coverage >= 0.5
     top, bottom = (np.flatnonzero(mask[row]).mean() for row in (8, -8))
     assert sign * (top - bottom) > 3
 
@@ -182,7 +195,7 @@ def test_no_room():
 
 def test_pixels_never_change(small):
     assert json.loads((small / 'digits.json').read_text()) == dict(
-        version=2, seed=0, images=[20, 10], scenes=[3, 2], sha256=SMALL_SHA256)
+        version=3, seed=0, images=[20, 10], scenes=[3, 2], sha256=SMALL_SHA256)
 
 
 def test_digest_is_of_the_files(small):
