@@ -22,7 +22,10 @@ import importlib
 import json
 import os
 import shutil
+import signal
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -377,11 +380,21 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}.', dir=out.parent) as temporary:
         root = Path(temporary, out.name)
         root.mkdir()
-        with tqdm(total=sum(images) + sum(scenes), desc=str(out), mininterval=1) as progress:
-            for split, sources in enumerate(split_sources(labels, seed)):
-                draw = (glyphs, labels, sources, seed, split)
-                _write_classification(root, draw, images[split], digest, progress)
-                _write_scenes(root, draw, scenes[split], digest, progress)
+        # Ctrl-C is for this process, which stops the others.
+        pool = ProcessPoolExecutor(initializer=signal.signal,
+                                   initargs=(signal.SIGINT, signal.SIG_IGN))
+        try:
+            with tqdm(total=sum(images) + sum(scenes), desc=str(out), mininterval=1) as progress:
+                for split, sources in enumerate(split_sources(labels, seed)):
+                    singles, composed = (
+                        pool.map(partial(draw, glyphs, labels, sources, seed, split),
+                                 range(count), chunksize=20)
+                        for draw, count in ((draw_digit, images[split]),
+                                            (draw_scene, scenes[split])))
+                    _write_classification(root, split, singles, digest, progress)
+                    _write_scenes(root, split, composed, digest, progress)
+        finally:
+            pool.shutdown(cancel_futures=True)
         record['sha256'] = digest.hexdigest()
         (root / 'digits.json').write_text(json.dumps(record, indent=2) + '\n')
         root.rename(out)
@@ -414,19 +427,16 @@ def _save(path, array, digest):
     digest.update(array.tobytes())
 
 
-def _write_classification(root, draw, count, digest, progress):
-    split = draw[-1]
+def _write_classification(root, split, singles, digest, progress):
     folder = root / 'classification' / SPLITS[split][0]
     for name in CLASSES:
         (folder / name).mkdir(parents=True)
-    for index in range(count):
-        image, label = draw_digit(*draw, index)
+    for index, (image, label) in enumerate(singles):
         _save(folder / CLASSES[label] / f'{index:06d}.png', image, digest)
         progress.update()
 
 
-def _write_scenes(root, draw, count, digest, progress):
-    split = draw[-1]
+def _write_scenes(root, split, composed, digest, progress):
     _, det, seg = SPLITS[split]
     folder = root / 'detection' / det
     annotations = root / 'detection/annotations'
@@ -436,8 +446,7 @@ def _write_scenes(root, draw, count, digest, progress):
         path.mkdir(parents=True, exist_ok=True)
 
     entries, instances = [], []
-    for index in range(count):
-        image, masks, labels = draw_scene(*draw, index)
+    for index, (image, masks, labels) in enumerate(composed):
         height, width = image.shape[:2]
         name = f'{index + 1:012d}.png'
         _save(folder / name, image, digest)
