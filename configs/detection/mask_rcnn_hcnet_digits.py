@@ -36,4 +36,4 @@ model = dict(
 
 # The backbone comes from the classifier, the rest is new.
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.3))))
+    paramwise_cfg=dict(custom_keys=dict(backbone=dict(lr_mult=0.5))))
