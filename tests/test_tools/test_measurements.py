@@ -1,6 +1,8 @@
 """The commands that measure, at sizes that take seconds: that they run, and what they write."""
+import argparse
 import csv
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -22,6 +24,39 @@ def test_benchmark(tool, tmp_path):
         assert float(row['peak_memory_mb']) > 100
         assert f"| {row['ms_per_image']} |" in done.stdout
     assert Image.open(tmp_path / 'resolution.png').size[0] > 1000
+
+
+def test_benchmark_leaves_out_what_does_not_compile(monkeypatch, capsys):
+    import benchmark
+
+    def make_step(case, device):
+        def step():
+            if case.compile and case.model != 'good':
+                raise RuntimeError('no compiler')
+        return step
+
+    monkeypatch.setattr(benchmark, 'make_step', make_step)
+    cases = [benchmark.Case(model, 'channels_last', compiled, 'inference', 'fp32', 1, 32)
+             for model in ('good', 'bad') for compiled in (False, True)]
+    args = argparse.Namespace(device='cpu', seconds=0.001, rounds=2)
+    rows = benchmark.measure(cases, args)
+    assert [(row['model'], row['compile']) for row in rows] == [
+        ('good', False), ('good', True), ('bad', False)]
+    assert 'bad, fp32, channels_last, 32: left out, torch.compile failed' in capsys.readouterr().out
+    with pytest.raises(SystemExit, match='failed for every row'):
+        benchmark.measure(cases[3:], args)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_not_that_of_the_parent():
+    import benchmark
+    args = argparse.Namespace(device='cpu', threads=1)
+    sizes = [benchmark.Case('hcnet_t', 'channels_last', False, 'inference', 'fp32', 1, size)
+             for size in (64, 640)]
+    ballast = np.ones(2 * 2**30 // 8)
+    small, large = (benchmark.measured_apart(case, args) for case in sizes)
+    assert ballast.all() and small < 1500
+    assert large > small + 50
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 Every combination of model, precision, layout and compilation is a row. After a warm-up, which includes
 compilation, the rows take turns, round after round; a row's figure is the median of its rounds, so
 that whatever else the machine does meets all of them alike. The last column is the throughput over
-the first row's of that image size. Peak memory is that of torch's allocator on a GPU, and on a CPU
-the resident set of a fresh process per row, libraries included.
+the first row's of that image size. What torch cannot compile on this machine is said and left out.
+Peak memory is that of torch's allocator on a GPU, and on a CPU the resident set of a fresh process
+per row, libraries included.
 
 Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref op by op; vheat_*_deploy folded for
 the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
@@ -13,7 +14,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -147,7 +147,9 @@ def peak_memory(case: Case, device: str) -> float:
         step()
     if device != 'cpu':
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    # Not getrusage: its peak counts that of the parent before exec as well.
+    with open('/proc/self/status') as file:
+        return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 2**10
 
 
 def measured_apart(case: Case, args: argparse.Namespace) -> float:
@@ -161,22 +163,36 @@ def measured_apart(case: Case, args: argparse.Namespace) -> float:
 
 
 def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
-    """Times of all cases of one image size, interleaved; one dict per case."""
-    steps, repeats = [], []
+    """Times of all cases of one image size, interleaved; one dict per case.
+
+    A case that torch cannot compile here is said and left out.
+    """
+    warm, steps, repeats = [], [], []
     for case in tqdm(cases, desc=f'warm-up at {cases[0].size}', leave=False):
         step = make_step(case, args.device)
-        for _ in range(3):
+        try:
+            step()
+        except RuntimeError as error:
+            if not case.compile:
+                raise
+            tqdm.write(f'{case.model}, {case.precision}, {case.layout}, {case.size}: left out, '
+                       f'torch.compile failed ({type(error).__name__})')
+            continue
+        for _ in range(2):
             step()
         once = timed(step, 1, args.device)
+        warm.append(case)
         steps.append(step)
         repeats.append(max(1, min(100, round(args.seconds / once))))
-    times = [[] for _ in cases]
+    if not warm:
+        sys.exit('Error: torch.compile failed for every row; leave --compile on out')
+    times = [[] for _ in warm]
     for _ in tqdm(range(args.rounds), desc=f'rounds at {cases[0].size}', leave=False):
         for row, step, count in zip(times, steps, repeats):
             row.append(timed(step, count, args.device))
-    first = statistics.median(times[0]) / cases[0].batch
+    first = statistics.median(times[0]) / warm[0].batch
     rows = []
-    for case, row in zip(cases, times):
+    for case, row in zip(warm, times):
         median = statistics.median(row)
         per_image = median / case.batch
         rows.append(dict(
@@ -275,13 +291,16 @@ def main() -> None:
                      args.models, args.precision, args.layouts, args.compile)]
         measured = measure(cases, args)
         if args.memory:
-            for case, row in zip(tqdm(cases, desc='memory', leave=False), measured):
+            for row in tqdm(measured, desc='memory', leave=False):
+                case = Case(**{field: row[field] for field in Case._fields})
                 row['peak_memory_mb'] = round(measured_apart(case, args))
         rows += measured
     print(f'{environment(args)}; medians of {args.rounds} interleaved rounds\n\n{table(rows)}')
     for model in args.models:
-        best = min((row for row in rows if row['model'] == model and row['size'] == args.sizes[0]),
-                   key=lambda row: row['ms_per_image'])
+        own = [row for row in rows if row['model'] == model and row['size'] == args.sizes[0]]
+        if not own:
+            continue
+        best = min(own, key=lambda row: row['ms_per_image'])
         print(f'\n{model} at its best, {args.sizes[0]}: {best["ms_per_image"]} ms an image, '
               f'{best["precision"]}, {best["layout"]}{", compiled" if best["compile"] else ""}',
               end='')
