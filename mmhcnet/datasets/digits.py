@@ -211,7 +211,8 @@ def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
     """Compose glyphs on a textured background; each covers the ones before it.
 
     Position, height, width, slant, stroke weight and colour are drawn per glyph; the colour is
-    darker where there is less ink. Every glyph lies inside the image. A placement that hides an earlier glyph too far is drawn again.
+    darker where there is less ink. Every glyph lies inside the image. A placement that hides an
+    earlier glyph too far is drawn again.
 
     Args:
         rng (RandomState): Source of all draws.

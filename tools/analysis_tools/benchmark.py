@@ -1,9 +1,10 @@
 """Throughput and memory of backbones with a classification head, side by side in one process.
 
-Every combination of model, precision, layout and compilation is a row. After a warm-up, which includes
-compilation, the rows take turns, round after round; a row's figure is the median of its rounds, so
-that whatever else the machine does meets all of them alike. The last column is the throughput over
-the first row's of that image size. What torch cannot compile on this machine is said and left out.
+Every combination of model, precision, layout and compilation is a row. After a warm-up, which
+includes compilation, the rows take turns, round after round; a row's figure is the median of its
+rounds, so that whatever else the machine does meets all of them alike. The last column is the
+throughput over the first row's of that image size. What torch cannot compile on this machine is
+said and left out.
 Peak memory is that of torch's allocator on a GPU, and on a CPU the resident set of a fresh process
 per row, libraries included.
 
