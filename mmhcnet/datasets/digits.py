@@ -387,11 +387,11 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
         try:
             with tqdm(total=sum(images) + sum(scenes), desc=str(out), mininterval=1) as progress:
                 for split, sources in enumerate(split_sources(labels, seed)):
-                    singles, composed = (
-                        pool.map(partial(draw, glyphs, labels, sources, seed, split),
-                                 range(count), chunksize=20)
-                        for draw, count in ((draw_digit, images[split]),
-                                            (draw_scene, scenes[split])))
+                    source = (glyphs, labels, sources, seed, split)
+                    singles = pool.map(
+                        partial(draw_digit, *source), range(images[split]), chunksize=20)
+                    composed = pool.map(
+                        partial(draw_scene, *source), range(scenes[split]), chunksize=20)
                     _write_classification(root, split, singles, digest, progress)
                     _write_scenes(root, split, composed, digest, progress)
         finally:

@@ -1,7 +1,6 @@
 """Try a config for a few iterations before a long run: ``tools/train.py CONFIG --trial N``."""
 import math
 import os
-import resource
 from typing import Iterator, Optional, Sized
 
 import torch
@@ -13,6 +12,7 @@ from torch.utils.data import Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
 
+from .memory import peak_memory
 from .schedule import RunLength, run_length, scale_schedule
 
 VAL_BATCHES = 2
@@ -129,9 +129,7 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
     if torch.cuda.is_available():
         lines.append(f'peak memory        {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB '
                      'on the GPU')
-    # Linux counts in KiB.
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    lines.append(f'peak memory        {peak:.2f} GiB in this process')
+    lines.append(f'peak memory        {peak_memory() / 2**30:.2f} GiB in this process')
     lines.append(f'time               {step:.3f} s per iteration; the whole run of {planned} '
                  f'({steps} iterations, validations included) takes about {_duration(seconds)}')
     return '\n'.join(lines)

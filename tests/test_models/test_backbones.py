@@ -2,6 +2,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -117,11 +118,12 @@ def test_in_channels(cls):
 @families
 def test_drop_path_grows_linearly_over_the_whole_depth(cls):
     model = build(cls, drop_path_rate=0.4, out_indices=(2, ))
-    rates = [{m.drop_prob for m in block.modules() if isinstance(m, DropPath)}
+    rates = [[m.drop_prob for m in block.modules() if isinstance(m, DropPath)]
              for stage in model.stages for block in stage]
+    # HcNet: of conduction and of refinement. VHeat: one module for conduction and MLP.
+    count = {HcNet: 2, VHeat: 1}[cls]
     # Five blocks in the architecture, of which the last is not built.
-    assert [len(of_block) for of_block in rates] == [1, 1, 1, 1]
-    assert [of_block.pop() for of_block in rates] == pytest.approx([0, .1, .2, .3])
+    np.testing.assert_allclose(rates, [[r] * count for r in (0, .1, .2, .3)], atol=1e-7)
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():
@@ -244,7 +246,6 @@ def test_caller_lists_are_not_changed_or_kept(cls):
     (dict(out_indices=3), 'out_indices must be'),
     (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
     (dict(drop_path_rate=1.), r'drop_path_rate must be in \[0, 1\), got 1.0'),
-    (dict(k='dynamic'), r"k must be one of \(.*'learnable'\) or a number >= 0"),
     (dict(k=-0.1), 'a number >= 0, got -0.1'),
     (dict(k=float('nan')), 'got nan'),
     (dict(k=True), 'got True'),
@@ -266,13 +267,6 @@ def test_bad_arguments(cls, options, message):
 def test_bad_arch(cls, change, message):
     with pytest.raises(ValueError, match=message):
         cls(dict(SMALL[cls], **change))
-
-
-@families
-def test_missing_key_of_an_arch(cls):
-    arch = {key: value for key, value in SMALL[cls].items() if key != 'depths'}
-    with pytest.raises(ValueError, match=r"needs exactly the keys \['depths', 'embed_dims'"):
-        cls(arch)
 
 
 @families

@@ -76,10 +76,14 @@ def test_init_cfg_loads_a_checkpoint(tmp_path):
         assert torch.equal(p, q), name
 
 
-@pytest.mark.parametrize('stencil', ['circular', None])
-def test_bad_stencil(stencil):
-    with pytest.raises(ValueError, match=r"must be one of \('anisotropic', 'isotropic'\), got"):
-        HcNet(SMALL, stencil=stencil)
+@pytest.mark.parametrize('kwargs, message', [
+    (dict(arch=dict(embed_dims=[8, 8])), r"needs exactly the keys \['depths', 'embed_dims'\]"),
+    (dict(stencil='circular'), r"stencil must be one of \('anisotropic', 'isotropic'\)"),
+    (dict(k='dynamic'), r"k must be one of \('input_dependent', 'learnable'\) or a number >= 0"),
+])
+def test_bad_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        HcNet(**{'arch': SMALL, **kwargs})
 
 
 def test_equals_the_published_model(golden):

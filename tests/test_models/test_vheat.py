@@ -208,6 +208,15 @@ def test_compiles():
     assert torch.equal(copy.deepcopy(model)(x)[3], model(x)[3])
 
 
+def test_result_is_independent_of_the_rest_of_the_batch():
+    """With weights of order 1, beyond what test_backbones.py does with the initial ones."""
+    model, x = lively(build()).eval(), torch.randn(3, 3, 40, 40)
+    together = model(x)
+    for i in range(3):
+        for a, b in zip(together, model(x[i:i + 1])):
+            torch.testing.assert_close(a[i:i + 1], b, rtol=1e-4, atol=1e-4)
+
+
 def test_init_cfg_loads_a_checkpoint_of_another_size(tmp_path):
     source = build(img_size=64)
     state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
@@ -227,6 +236,7 @@ def test_init_cfg_loads_a_checkpoint_of_another_size(tmp_path):
     (dict(arch=dict(SMALL, post_norm='yes')), "True or False, got 'yes'"),
     (dict(arch=dict(SMALL, layer_scale=0)), 'None or a number > 0, got 0'),
     (dict(arch=dict(SMALL, layer_scale='small')), "got 'small'"),
+    (dict(k='dynamic'), r"k must be one of \('frequency', 'learnable'\) or a number >= 0"),
     (dict(img_size=31), 'img_size must be an integer of at least 32, got 31'),
     (dict(img_size=(224, 224)), 'img_size must be an integer'),
 ])

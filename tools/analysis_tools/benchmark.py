@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
+from mmhcnet.engine.memory import peak_memory
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)
@@ -138,7 +139,7 @@ def timed(step: Callable[[], None], repeats: int, device: str) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def peak_memory(case: Case, device: str) -> float:
+def memory_of(case: Case, device: str) -> float:
     """Peak memory in MB of a few calls, in this process."""
     step = make_step(case, device)
     if device != 'cpu':
@@ -148,13 +149,11 @@ def peak_memory(case: Case, device: str) -> float:
         step()
     if device != 'cpu':
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage: its peak counts that of the parent before exec as well.
-    with open('/proc/self/status') as file:
-        return next(int(line.split()[1]) for line in file if line.startswith('VmHWM')) / 2**10
+    return peak_memory() / 2**20
 
 
 def measured_apart(case: Case, args: argparse.Namespace) -> float:
-    """:func:`peak_memory` in a fresh process."""
+    """:func:`memory_of` in a fresh process."""
     done = subprocess.run(
         [sys.executable, __file__, '--device', args.device, '--threads', str(args.threads),
          '--worker', json.dumps(case._asdict())], capture_output=True, text=True)
@@ -283,7 +282,7 @@ def main() -> None:
         torch.set_float32_matmul_precision('high')
         torch.backends.cudnn.allow_tf32 = True
     if args.worker:
-        print(peak_memory(Case(**args.worker), args.device))
+        print(memory_of(Case(**args.worker), args.device))
         return
     rows = []
     for size in args.sizes:

@@ -2,7 +2,7 @@
 _base_ = './digits.py'
 
 optim_wrapper = dict(optimizer=dict(lr=1e-2), clip_grad=dict(max_norm=1.0))
-# The warm-up is long for the reason given there.
+# The warm-up is long for the reason given in digits.py.
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=200),
     dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=200, end=700),
