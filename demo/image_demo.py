@@ -16,9 +16,9 @@ from mmengine.config import Config, DictAction
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from mmhcnet.engine.checkpoint import load_weights
-from mmhcnet.engine.config import load_config
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.checkpoints.fit import load_weights
+from mmhcnet.cli.config import load_config
+from mmhcnet.cli.errors import one_line_errors
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 # Labels drawn on fewer pixels than this could not be read.

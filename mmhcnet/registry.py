@@ -13,12 +13,11 @@ from mmengine.registry import Registry
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhcnet.models'])
 DATA_SAMPLERS = Registry(
     'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=[
-        'mmhcnet.engine.seeded_data', 'mmhcnet.engine.trial'])
+        'mmhcnet.training.resumable_data', 'mmhcnet.cli.trial'])
 FUNCTIONS = Registry(
-    'function', parent=ROOT_FUNCTIONS, scope='mmhcnet', locations=['mmhcnet.engine.loops'])
+    'function', parent=ROOT_FUNCTIONS, scope='mmhcnet', locations=['mmhcnet.training.loops'])
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
-        'mmhcnet.engine.checkpoint_hook', 'mmhcnet.engine.data_faults',
-        'mmhcnet.engine.finite_hook',
-        'mmhcnet.engine.preemption'])
-LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.engine.loops'])
+        'mmhcnet.checkpoints.hook', 'mmhcnet.training.finite_steps',
+        'mmhcnet.training.preemption', 'mmhcnet.training.tolerant_data'])
+LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.training.loops'])

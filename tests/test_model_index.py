@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmhcnet
-from mmhcnet.engine.complexity import count_complexity
+from mmhcnet.inference.complexity import count_complexity
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = ROOT / 'configs'

@@ -7,11 +7,12 @@ try:
     from mmengine.config import Config, ConfigDict
     from mmengine.registry import METRICS, RUNNERS
 
-    from mmhcnet.engine.checkpoint import WholeCheckpoint
-    from mmhcnet.engine.config import Options, check_data, load_config
-    from mmhcnet.engine.distributed import leave_distributed, prepare_distributed
-    from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
-    from mmhcnet.engine.safe_load import load_safely
+    from mmhcnet.checkpoints.fit import WholeCheckpoint
+    from mmhcnet.checkpoints.reader import load_safely
+    from mmhcnet.cli.config import Options, check_data, load_config
+    from mmhcnet.cli.distributed import prepare_distributed
+    from mmhcnet.cli.errors import FirstStep, import_task, one_line_errors
+    from mmhcnet.training.process_group import leave_distributed
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')

@@ -9,15 +9,15 @@ try:
     from mmengine.dist import is_main_process
     from mmengine.registry import RUNNERS
 
-    from mmhcnet.engine.config import (Options, add_tensorboard, check_data, check_training,
-                                       load_config)
-    from mmhcnet.engine.distributed import leave_distributed, prepare_distributed
-    from mmhcnet.engine.errors import FirstStep, import_task, one_line_errors
-    from mmhcnet.engine.pretrained import use_pretrained
-    from mmhcnet.engine.restart import resume_of_attempt
-    from mmhcnet.engine.safe_load import load_safely
-    from mmhcnet.engine.schedule import run_length
-    from mmhcnet.engine.trial import make_trial, report_trial
+    from mmhcnet.checkpoints.locate import resume_of_attempt
+    from mmhcnet.checkpoints.pretrained import use_pretrained
+    from mmhcnet.checkpoints.reader import load_safely
+    from mmhcnet.cli.config import Options, add_tensorboard, check_data, check_training, load_config
+    from mmhcnet.cli.distributed import prepare_distributed
+    from mmhcnet.cli.errors import FirstStep, import_task, one_line_errors
+    from mmhcnet.cli.schedule import run_length
+    from mmhcnet.cli.trial import make_trial, report_trial
+    from mmhcnet.training.process_group import leave_distributed
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')

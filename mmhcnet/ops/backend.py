@@ -5,7 +5,7 @@ import os
 import torch
 from torch import Tensor
 
-from mmhcnet.stack import is_exporting
+from mmhcnet.tracing import is_exporting
 
 BACKENDS = ('auto', 'triton', 'torch')
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)

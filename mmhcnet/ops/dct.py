@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from mmhcnet.stack import is_compiling
+from mmhcnet.tracing import is_compiling
 
 # Sizes of feature maps seen in multi-scale training; 512 entries of size 200 take 80 MB.
 _CACHED = 512

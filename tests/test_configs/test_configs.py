@@ -10,7 +10,7 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmhcnet
 from mmhcnet.datasets.digits import write_digits
-from mmhcnet.engine.config import load_config
+from mmhcnet.cli.config import load_config
 from mmhcnet.models.backbones.hcnet import ARCHS as HCNET_ARCHS
 from mmhcnet.models.backbones.vheat import ARCHS as VHEAT_ARCHS
 

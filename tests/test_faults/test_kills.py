@@ -7,12 +7,12 @@ import time
 import pytest
 from mmengine.hooks import Hook
 
-from mmhcnet.engine.checkpoint_file import CheckpointBackend
-from mmhcnet.engine.checkpoint_hook import NAMES, newest_whole
+from mmhcnet.checkpoints.files import CheckpointBackend
+from mmhcnet.checkpoints.locate import NAMES, newest_whole
 
-from ..test_engine.test_checkpoint_file import CALLS
-from ..test_engine.test_loops import same, state_of
-from ..test_engine.toy import toy_runner
+from ..test_checkpoints.test_files import CALLS
+from ..test_training.test_loops import same, state_of
+from ..toy import toy_runner
 
 SETTINGS = dict(
     train_cfg=dict(max_epochs=40), checkpoint=dict(max_keep_ckpts=1), custom_hooks=[

@@ -6,7 +6,7 @@ import torch
 
 from mmhcnet.ops import (BACKENDS, backend, gelu_dwconv, gelu_dwconv_ref, group_norm_1,
                          group_norm_1_ref, heat_step, heat_step_ref)
-from mmhcnet.stack import is_exporting
+from mmhcnet.tracing import is_exporting
 
 X = torch.randn(2, 3, 4, 5)
 OPERATORS = [(heat_step, heat_step_ref, (torch.rand(3, 4), torch.rand(2, 3, 1, 1))),

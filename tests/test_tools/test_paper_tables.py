@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from mmhcnet.engine.complexity import count_complexity
-from mmhcnet.engine.config import load_config
+from mmhcnet.inference.complexity import count_complexity
+from mmhcnet.cli.config import load_config
 
 from .conftest import ROOT
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmhcnet.engine.checkpoint_file import fault_of
+from mmhcnet.checkpoints.files import fault_of
 
 from .conftest import CONFIGS, ROOT
 from .test_train_and_test import free_port, losses

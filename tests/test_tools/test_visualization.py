@@ -135,7 +135,8 @@ def test_report(tool, photo, tmp_path):
 
 def test_grad_cam_of_a_class(load, photo):
     pytest.importorskip('pytorch_grad_cam')
-    from mmhcnet.engine.view import load_model, read_picture
+    from mmhcnet.inference.model import load_model
+    from mmhcnet.inference.pictures import read_picture
     picture = read_picture(str(photo), 64)
     _, model = load_model(str(ROOT / HCNET), 'none')
     cam = load('vis_cam').grad_cam(model, picture, 'hcnet', label=3)
@@ -154,7 +155,8 @@ def test_grad_cam_of_a_class(load, photo):
     (dict(channel=32), '--channel must be from 0 to 31 in stage 1, got 32'),
 ])
 def test_wrong_names_and_numbers(load, photo, tmp_path, options, message):
-    from mmhcnet.engine.view import load_model, read_picture
+    from mmhcnet.inference.model import load_model
+    from mmhcnet.inference.pictures import read_picture
     _, model = load_model(str(ROOT / HCNET), 'none')
     with pytest.raises(ValueError, match=message):
         load('vis_heat').draw(model, read_picture(str(photo), 64), tmp_path / 'out', **options)
@@ -162,7 +164,8 @@ def test_wrong_names_and_numbers(load, photo, tmp_path, options, message):
 
 
 def test_a_model_without_heat(load, photo, tmp_path):
-    from mmhcnet.engine.view import load_model, read_picture
+    from mmhcnet.inference.model import load_model
+    from mmhcnet.inference.pictures import read_picture
     _, model = load_model('mmpretrain::resnet/resnet18_8xb32_in1k.py', 'none')
     with pytest.raises(ValueError, match='ResNet has no heat conduction layer: choose a config'):
         load('vis_heat').draw(model, read_picture(str(photo), 64), tmp_path / 'out')

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
-from mmhcnet.engine.memory import peak_memory
+from mmhcnet.cli.memory import peak_memory
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)

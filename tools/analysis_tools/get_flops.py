@@ -3,9 +3,9 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmhcnet.engine.complexity import MASKS, PROPOSALS, SHAPES, count_complexity
-from mmhcnet.engine.config import load_config, stock_config
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.cli.config import load_config, stock_config
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.complexity import MASKS, PROPOSALS, SHAPES, count_complexity
 
 
 def main() -> None:

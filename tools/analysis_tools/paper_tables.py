@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
-from mmhcnet.engine.complexity import MASKS, PROPOSALS, SHAPES, Complexity, count_complexity
-from mmhcnet.engine.config import load_config, stock_config
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.cli.config import load_config, stock_config
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.complexity import MASKS, PROPOSALS, SHAPES, Complexity, count_complexity
 from mmhcnet.models.backbones.hcnet import ARCHS
 
 ROOT = Path(__file__).resolve().parents[2]

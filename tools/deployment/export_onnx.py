@@ -12,10 +12,11 @@ import warnings
 import torch
 from mmengine.config import Config, DictAction
 
-from mmhcnet.engine.config import load_config
-from mmhcnet.engine.errors import one_line_errors, require_packages
-from mmhcnet.engine.export import (TOLERANCE, check_onnx, check_shapes, export_onnx, exportable,
-                                   has_fixed_size)
+from mmhcnet.cli.config import load_config
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.errors import require_packages
+from mmhcnet.inference.export import (TOLERANCE, check_onnx, check_shapes, export_onnx, exportable,
+                                      has_fixed_size)
 
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (256, 320), 'mmseg': (512, 512)}
 WHAT = {'mmpretrain': 'classifier', 'mmseg': 'segmentor, logits of every pixel',

@@ -14,9 +14,9 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
 
+from mmhcnet.cli.config import innermost_datasets, load_config, missing_data
+from mmhcnet.cli.errors import one_line_errors
 from mmhcnet.datasets import check
-from mmhcnet.engine.config import innermost_datasets, load_config, missing_data
-from mmhcnet.engine.errors import one_line_errors
 
 # Findings of a kind that are printed; the others are counted.
 SHOWN = 10

@@ -3,8 +3,8 @@ import argparse
 
 from mmengine.config import DictAction
 
-from mmhcnet.engine.config import load_config
-from mmhcnet.engine.errors import one_line_errors
+from mmhcnet.cli.config import load_config
+from mmhcnet.cli.errors import one_line_errors
 
 
 def main() -> None:

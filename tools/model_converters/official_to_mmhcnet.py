@@ -8,8 +8,8 @@ import os
 import torch
 
 from mmhcnet import convert_state_dict
-from mmhcnet.engine.errors import one_line_errors
-from mmhcnet.engine.published import read_published
+from mmhcnet.checkpoints.official import read_published
+from mmhcnet.cli.errors import one_line_errors
 
 
 def main() -> None:

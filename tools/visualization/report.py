@@ -10,8 +10,9 @@ import vis_cam
 import vis_erf
 import vis_heat
 
-from mmhcnet.engine.errors import one_line_errors
-from mmhcnet.engine.view import load_model, model_name, read_picture
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.model import load_model, model_name
+from mmhcnet.inference.pictures import read_picture
 
 STYLE = '''
 body { font: 16px/1.5 sans-serif; max-width: 1250px; margin: 2em auto; padding: 0 1em; color: #222 }

@@ -9,8 +9,9 @@ import matplotlib
 import torch
 from torch import Tensor, nn
 
-from mmhcnet.engine.errors import one_line_errors
-from mmhcnet.engine.view import load_model, model_input, model_name, read_picture
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.model import load_model, model_name
+from mmhcnet.inference.pictures import model_input, read_picture
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without windows)

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmhcnet.engine.errors import one_line_errors
-from mmhcnet.engine.view import load_model, model_input, named_layer, read_picture
+from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.model import load_model, named_layer
+from mmhcnet.inference.pictures import model_input, read_picture
 from mmhcnet.models.layers import HeatConduction, SpectralConduction
 from mmhcnet.ops import spectral_decay
 

@@ -7,9 +7,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from mmhcnet.models.layers import Downsample, Stem
-from mmhcnet.stack import is_exporting
+from mmhcnet.tracing import is_exporting
 
-from .weights import check_fit, describe
+from .state_dict_family import check_fit, describe
 
 Arch = Union[str, Dict[str, Any]]
 

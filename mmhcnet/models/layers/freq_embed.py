@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmhcnet.stack import is_compiling
+from mmhcnet.tracing import is_compiling
 
 
 def _resize(embedding: Tensor, size: Tuple[int, int]) -> Tensor:

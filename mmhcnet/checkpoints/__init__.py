@@ -1,0 +1,1 @@
+"""Checkpoints: writing, finding, reading without running them, fitting them into a model."""

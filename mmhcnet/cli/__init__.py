@@ -1,0 +1,1 @@
+"""What the command-line tools share: config, schedule, errors, distributed set-up, trial."""

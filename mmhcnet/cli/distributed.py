@@ -1,0 +1,36 @@
+"""A distributed run on a machine without a GPU."""
+import torch.distributed
+from mmengine.config import Config
+from mmengine.device import get_device
+
+
+def prepare_distributed(cfg: Config) -> None:
+    """Make ``--launcher pytorch`` work on a machine without an accelerator.
+
+    mmengine's launcher selects a CUDA device unconditionally, unless a process group exists; its
+    default model wrapper asks for a device; SyncBN exists on CUDA only. So without an
+    accelerator: start a gloo group, wrap without device ids, and use BN.
+
+    Args:
+        cfg (Config): Changed in place. Left as it is on a machine with an accelerator.
+    """
+    if cfg.launcher != 'pytorch' or get_device() != 'cpu':
+        return
+    torch.distributed.init_process_group('gloo')
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
+    _replace_sync_bn(cfg.model)
+
+
+def _replace_sync_bn(node) -> None:
+    if isinstance(node, dict):
+        if node.get('type') == 'SyncBN':
+            node['type'] = 'BN'
+        for value in node.values():
+            _replace_sync_bn(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            _replace_sync_bn(value)

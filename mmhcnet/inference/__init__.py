@@ -1,0 +1,1 @@
+"""A trained model: building it, export, complexity, pictures."""

@@ -1,0 +1,1 @@
+"""Training: resumable loops, tolerant data, hooks for bad steps and pre-emption."""

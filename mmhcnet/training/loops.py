@@ -1,0 +1,186 @@
+"""Training loops that a kill does not change: a resumed run goes on bit by bit as it would have.
+
+mmengine restores weights, optimizer and schedulers. Beyond it, these loops draw each iteration's
+random numbers from (seed, rank, iteration) and start the data at the iteration where the checkpoint
+was written, within an epoch too, without loading what was seen before.
+"""
+import bisect
+import os
+import signal
+import threading
+from functools import partial
+from typing import Callable, List, Optional, Tuple, Union
+
+import torch
+from mmengine.dist import get_rank
+from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner.utils import calc_dynamic_intervals
+
+from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
+from mmhcnet.registry import LOOPS
+
+from .resumable_data import SeededDataset, seed_process
+from .tolerant_data import FAULTS, Collate
+
+
+def _seeded_loader(dataloader: dict, endless: bool) -> dict:
+    """The config of a data loader, with its data set and batch sampler wrapped."""
+    if not isinstance(dataloader, dict):
+        raise TypeError('train_dataloader must be a config, not an object, for a loop that can '
+                        'be resumed exactly; for an object set train_cfg.type to '
+                        "'EpochBasedTrainLoop' or 'IterBasedTrainLoop'")
+    loader = dict(dataloader)
+    dataset = loader['dataset']
+    if isinstance(dataset, dict):
+        dataset = DATASETS.build(dataset)
+        if hasattr(dataset, 'full_init'):
+            dataset.full_init()
+    loader['dataset'] = SeededDataset(dataset)
+    loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
+    loader.setdefault('worker_init_fn', dict(type='mmhcnet.start_worker'))
+    loader['batch_sampler'] = dict(
+        type='mmhcnet.NumberedBatches', drop_last=loader.pop('drop_last', False),
+        batch_sampler=loader.get('batch_sampler'), endless=endless)
+    return loader
+
+
+def _function_of(collate_fn: Union[str, dict, Callable]) -> Callable:
+    """The function that a data loader's ``collate_fn`` stands for."""
+    settings = dict(collate_fn) if isinstance(collate_fn, dict) else dict(type=collate_fn)
+    function = settings.pop('type')
+    return partial(FUNCTIONS.get(function) if isinstance(function, str) else function, **settings)
+
+
+@OUR_FUNCTIONS.register_module()
+def start_worker(worker_id: int) -> None:
+    """Let only the process that trains end a worker: a cluster sends SIGTERM to every process."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    parent = os.getppid()
+
+    def wait():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _seed_of(runner: Runner) -> int:
+    """The seed that all ranks share."""
+    # mmengine adds the rank to it there.
+    own = runner._randomness_cfg.get('diff_rank_seed', False)
+    return runner.seed - get_rank() if own else runner.seed
+
+
+@LOOPS.register_module()
+class EpochTrainLoop(EpochBasedTrainLoop):
+    """mmengine's ``EpochBasedTrainLoop``, resumed exactly.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (dict): Config of the data loader.
+        max_epochs (int): Epochs to train.
+        val_begin (int): First epoch after which to validate.
+        val_interval (int): Epochs from one validation to the next.
+        dynamic_intervals (list[tuple], optional): (first epoch, interval from there on).
+    """
+
+    def __init__(self, runner: Runner, dataloader: dict, max_epochs: int, val_begin: int = 1,
+                 val_interval: int = 1,
+                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
+        super().__init__(runner, _seeded_loader(dataloader, endless=False), max_epochs, val_begin,
+                         val_interval, dynamic_intervals)
+
+    def run_epoch(self) -> None:
+        hub = self.runner.message_hub
+        # Not 0 after resuming from within an epoch.
+        done = hub.get_info('batches_done', 0)
+        self.runner.call_hook('before_train_epoch')
+        self.runner.model.train()
+        batches = self.dataloader.batch_sampler
+        if hasattr(batches.sampler, 'set_epoch'):
+            batches.sampler.set_epoch(self._epoch)
+        batches.start(_seed_of(self.runner), iteration=self._iter, skip=done)
+        for index, data_batch in enumerate(self.dataloader, done):
+            # In a checkpoint that a hook writes after this iteration.
+            hub.update_info('batches_done', index + 1)
+            self.run_iter(index, data_batch)
+        hub.update_info('batches_done', 0)
+        self.runner.call_hook('after_train_epoch')
+        self._epoch += 1
+
+    def run_iter(self, idx: int, data_batch: dict) -> None:
+        self.runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
+        seed_process(_seed_of(self.runner), get_rank(), self._iter)
+        super().run_iter(idx, data_batch)
+
+
+@LOOPS.register_module()
+class IterTrainLoop(BaseLoop):
+    """mmengine's ``IterBasedTrainLoop``, resumed exactly and without replaying data.
+
+    Args:
+        runner (Runner): The runner.
+        dataloader (dict): Config of the data loader.
+        max_iters (int): Iterations to train.
+        val_begin (int): First iteration after which to validate.
+        val_interval (int): Iterations from one validation to the next.
+        dynamic_intervals (list[tuple], optional): (first iteration, interval from there on).
+    """
+
+    def __init__(self, runner: Runner, dataloader: dict, max_iters: int, val_begin: int = 1,
+                 val_interval: int = 1000,
+                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
+        super().__init__(runner, _seeded_loader(dataloader, endless=True))
+        self.max_iters = max_iters
+        # The whole run counts as one epoch, as in mmengine.
+        self.max_epochs = 1
+        # The runner sets both when it resumes.
+        self._epoch = self._iter = 0
+        self.val_begin = val_begin
+        self.val_interval = val_interval
+        self.stop_training = False
+        self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(
+            val_interval, dynamic_intervals)
+        self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch
+
+    @property
+    def iter(self) -> int:
+        return self._iter
+
+    def run(self) -> torch.nn.Module:
+        """Train from where the run stands to its end."""
+        runner = self.runner
+        runner.call_hook('before_train')
+        runner.call_hook('before_train_epoch')
+        self.dataloader.batch_sampler.start(
+            _seed_of(runner), iteration=self._iter, skip=self._iter)
+        # Without a resumed run that is at its end, because this starts the workers.
+        batches = iter(self.dataloader) if self._iter < self.max_iters else None
+        while self._iter < self.max_iters and not self.stop_training:
+            runner.model.train()
+            self.run_iter(next(batches))
+            step = bisect.bisect(self.dynamic_milestones, self._iter + 1)
+            self.val_interval = self.dynamic_intervals[step - 1]
+            if runner.val_loop is not None and self._iter >= self.val_begin and (
+                    self._iter % self.val_interval == 0 or self._iter == self.max_iters):
+                runner.val_loop.run()
+        runner.call_hook('after_train_epoch')
+        runner.call_hook('after_train')
+        return runner.model
+
+    def run_iter(self, data_batch: dict) -> None:
+        """One training step with its hooks."""
+        runner = self.runner
+        runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
+        seed_process(_seed_of(runner), get_rank(), self._iter)
+        runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batch)
+        outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
+        runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=data_batch,
+                         outputs=outputs)
+        self._iter += 1

@@ -1,0 +1,70 @@
+"""A cluster takes the machine back (SIGTERM): write a checkpoint and end."""
+import signal
+from typing import Any, Optional, Sequence
+
+import torch
+from mmengine.dist import all_reduce, is_distributed
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmhcnet.checkpoints.hook import CheckpointHook
+from mmhcnet.registry import HOOKS
+from mmhcnet.training.process_group import leave_distributed
+
+# EX_TEMPFAIL of sysexits.h: try again later.
+EXIT_PREEMPTED = 75
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """On SIGTERM finish the iteration, write a checkpoint and end with exit code 75.
+
+    ``--resume`` then goes on exactly there, within an epoch too. All ranks end after the same
+    iteration. In a validation nothing is written: the run ends after the batch at hand, and goes on
+    from the newest checkpoint. A second SIGTERM ends the process at once.
+
+    Args:
+        signals (Sequence[str]): Names of the signals.
+    """
+    # After the hooks of which a checkpoint keeps the state.
+    priority = 'LOWEST'
+
+    def __init__(self, signals: Sequence[str] = ('SIGTERM', )):
+        self.signals = [signal.Signals[name] for name in signals]
+        self.received: Optional[signal.Signals] = None
+
+    def before_train(self, runner: Runner) -> None:
+        for number in self.signals:
+            signal.signal(number, self._receive)
+
+    def after_train(self, runner: Runner) -> None:
+        for number in self.signals:
+            signal.signal(number, signal.SIG_DFL)
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self.received = signal.Signals(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        stop = torch.tensor(int(self.received is not None))
+        if is_distributed():
+            all_reduce(stop, 'max')
+        if not stop:
+            return
+        saved = 'no checkpoint hook of mmhcnet is there to save one'
+        for hook in runner.hooks:
+            if isinstance(hook, CheckpointHook):
+                saved = hook.save_now(runner) or 'the checkpoint could not be written'
+        self._end(runner, f'iteration {runner.iter + 1}: {saved}')
+
+    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                       outputs: Optional[Sequence] = None) -> None:
+        if self.received is not None:
+            self._end(runner, 'a validation: the newest checkpoint stays the last one')
+
+    def _end(self, runner: Runner, where: str) -> None:
+        runner.logger.warning(f'{self.received.name if self.received else "Another rank"} ended '
+                              f'the run in {where}. --resume goes on from there.')
+        leave_distributed()
+        raise SystemExit(EXIT_PREEMPTED)

@@ -1,0 +1,127 @@
+"""Training goes on past samples that cannot be read, and says which."""
+import os
+from typing import Any, Callable, List, NamedTuple
+
+import numpy as np
+import torch
+from mmengine.dist import all_reduce, is_distributed, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmhcnet.errors import UserError
+from mmhcnet.registry import HOOKS
+
+from .sample_rules import boxes_left_out, check_sample
+
+# Under it a batch carries its faults from a worker process to the training loop.
+FAULTS = 'mmhcnet_faults'
+# Other samples tried in place of one that cannot be read.
+TRIES = 20
+# Boxes that are named; the others are counted.
+NAMED = 5
+
+
+class Sample(NamedTuple):
+    """A sample and what could not be read before it in its place."""
+    data: Any
+    faults: List[str]
+
+
+def path_of(dataset: Any, index: int) -> str:
+    """Names a sample for a person, by its file where the data set knows it."""
+    try:
+        return str(dataset.get_data_info(index)['img_path'])
+    except Exception:
+        # What cannot be read may not be described either.
+        return f'sample {index}'
+
+
+def read_tolerantly(dataset: Any, index: int) -> Sample:
+    """A sample, or another one drawn at random in its place.
+
+    Raises:
+        UserError: None of many can be read.
+    """
+    faults = []
+    for _ in range(TRIES):
+        try:
+            data = dataset[index]
+            check_sample(data, dataset)
+            return Sample(data, faults)
+        except Exception as error:
+            faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '
+                          f'{" ".join(str(error).split())[:200]}')
+            index = np.random.randint(len(dataset))
+    raise UserError(f'{TRIES} samples in a row could not be read, the last one {faults[-1]}. '
+                    'Check the data set')
+
+
+class Collate:
+    """Batches samples with another function, and keeps their faults beside them.
+
+    Args:
+        function (Callable): Makes a dict of a list of samples.
+    """
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, samples: List[Sample]) -> dict:
+        batch = self.function([sample.data for sample in samples])
+        faults = [fault for sample in samples for fault in sample.faults]
+        if faults:
+            batch[FAULTS] = faults
+        return batch
+
+
+@HOOKS.register_module()
+class DataFaultHook(Hook):
+    """Log samples that could not be read, count them, and end the run if they are too many.
+
+    Boxes of a COCO file that mmdet leaves out silently are named before training.
+
+    Args:
+        max_share (float): Share of the samples drawn so far that may be bad.
+        patience (int): Samples, per rank, before the share is looked at.
+    """
+    priority = 'VERY_HIGH'
+
+    def __init__(self, max_share: float = 0.01, patience: int = 1000):
+        if not 0 <= max_share <= 1:
+            raise ValueError(f'max_share must lie between 0 and 1, got {max_share}')
+        self.max_share = max_share
+        self.patience = patience
+        self.drawn = self.bad = self.bad_in_epoch = 0
+
+    def before_train(self, runner: Runner) -> None:
+        ann_file = getattr(runner.train_dataloader.dataset, 'ann_file', None)
+        if not is_main_process() or not str(ann_file).endswith('.json') \
+                or not os.path.isfile(ann_file):
+            return
+        left_out = list(boxes_left_out(ann_file))
+        if left_out:
+            runner.logger.warning(
+                f'{len(left_out)} boxes of {ann_file} are without area or outside their image, and '
+                f'are left out: {"; ".join(left_out[:NAMED])}{"; ..." * (len(left_out) > NAMED)}')
+
+    def after_loading(self, runner: Runner, faults: List[str]) -> None:
+        """Our training loops call this with what could not be read for a batch."""
+        for fault in faults:
+            # Errors are logged by every rank.
+            runner.logger.error(f'Cannot read {fault}. Another sample takes its place.')
+        self.drawn += runner.train_dataloader.batch_sampler.batch_size
+        self.bad += len(faults)
+        self.bad_in_epoch += len(faults)
+        if self.bad and self.drawn >= self.patience and self.bad > self.max_share * self.drawn:
+            raise UserError(
+                f'{self.bad} of {self.drawn} samples could not be read, more than the share of '
+                f'{self.max_share} that default_hooks.data_faults.max_share allows: mend the '
+                'files that the log names')
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        bad = torch.tensor(self.bad_in_epoch)
+        if is_distributed():
+            all_reduce(bad)
+        if bad:
+            runner.logger.warning(f'{int(bad)} samples of this epoch could not be read.')
+        self.bad_in_epoch = 0

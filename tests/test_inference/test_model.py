@@ -1,0 +1,42 @@
+"""A model from a config, and checkpoints of another model."""
+import pytest
+import torch
+
+import mmhcnet
+from mmhcnet.inference.model import load_model, named_layer
+
+CONFIG = mmhcnet.config('classification/hcnet_digits.py')
+
+
+def test_weights_of_the_checkpoint(tmp_path):
+    _, model = load_model(CONFIG, 'none')
+    state = {key: value + 1 for key, value in model.state_dict().items()}
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    _, loaded = load_model(CONFIG, str(tmp_path / 'a.pth'))
+    for key, value in loaded.state_dict().items():
+        assert torch.equal(value, state[key])
+    assert not loaded.training
+
+
+@pytest.mark.parametrize('state, message', [
+    ({'backbone.conv1.weight': torch.zeros(1)}, 'checkpoint of another model than this config'),
+    ({'head.fc.bias': torch.zeros(7)}, 'checkpoint of another model than this config'),
+])
+def test_checkpoint_of_another_model(tmp_path, state, message):
+    torch.save(dict(state_dict=state), tmp_path / 'a.pth')
+    with pytest.raises(ValueError, match=message):
+        load_model(CONFIG, str(tmp_path / 'a.pth'))
+
+
+def test_missing_files():
+    with pytest.raises(FileNotFoundError, match="'none' stands for untrained weights"):
+        load_model(CONFIG, 'nowhere.pth')
+    with pytest.raises(FileNotFoundError, match='no config file'):
+        load_model('configs/none.py', 'none')
+
+
+def test_unknown_layer_lists_those_there_are():
+    model = torch.nn.ModuleDict(dict(a=torch.nn.Linear(1, 1)))
+    assert named_layer(model, 'a', ['a']) is model['a']
+    with pytest.raises(ValueError, match="no layer 'b'; choose one of: a, c"):
+        named_layer(model, 'b', ['a', 'c'])

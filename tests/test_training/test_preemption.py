@@ -1,0 +1,116 @@
+import os
+import signal
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+
+from mmhcnet.checkpoints.files import fault_of
+from mmhcnet.training.preemption import EXIT_PREEMPTED, PreemptionHook
+
+from ..test_checkpoints.test_hook import validated
+from ..toy import ToyDataset, toy_runner
+from .test_loops import AVERAGED, LOOPS, SAVE, same, state_of
+
+
+class Signal(Hook):
+    """Sends SIGTERM to this process in the ``at``-th iteration of training or validation."""
+
+    def __init__(self, at, stage='train'):
+        self.at, self.stage = at, stage
+
+    def _send(self, runner):
+        if runner.iter == self.at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if self.stage == 'train':
+            self._send(runner)
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        if self.stage == 'val':
+            self._send(runner)
+
+
+@pytest.fixture(autouse=True)
+def default_action():
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def ended(runner, at, stage='train'):
+    runner.register_hook(Signal(at, stage))
+    runner.register_hook(PreemptionHook())
+    with pytest.raises(SystemExit) as caught:
+        runner.train()
+    assert caught.value.code == EXIT_PREEMPTED == 75
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    made = {}
+    for length in LOOPS:
+        folder = tmp_path_factory.mktemp('whole')
+        toy_runner(folder, LOOPS[length], SAVE[length], **AVERAGED).train()
+        made[length] = state_of(folder)
+    return made
+
+
+@pytest.mark.parametrize('length', LOOPS)
+@pytest.mark.parametrize('at', [0, 7, 11, 17])
+def test_saves_ends_and_goes_on_exactly(length, at, tmp_path, uninterrupted):
+    """In the first iteration, within an epoch, in its last iteration, in the very last one."""
+    settings = dict(train_cfg=LOOPS[length], checkpoint=SAVE[length], **AVERAGED)
+    ended(toy_runner(tmp_path, dataset=ToyDataset(visits=tmp_path / 'first'), **settings), at)
+    assert fault_of(tmp_path / f'iter_{at + 1}.pth') is None
+    toy_runner(tmp_path, resume=True, dataset=ToyDataset(visits=tmp_path / 'second'),
+               **settings).train()
+    assert same(state_of(tmp_path), uninterrupted[length])
+    visits = [len((tmp_path / name).read_text().split()) if (tmp_path / name).exists() else 0
+              for name in ('first', 'second')]
+    assert visits == [4 * (at + 1), 4 * (17 - at)]
+
+
+def test_the_interim_checkpoint_goes_when_the_next_one_stands(tmp_path):
+    ended(toy_runner(tmp_path), 8)
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_1.pth', 'iter_9.pth']
+    toy_runner(tmp_path, resume=True).train()
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == [
+        'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
+
+
+def test_with_workers(tmp_path):
+    """The signal goes to every process, as Slurm sends it."""
+    runner = toy_runner(tmp_path, workers=2)
+
+    class All(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 3:
+                for child in torch.multiprocessing.active_children():
+                    os.kill(child.pid, signal.SIGTERM)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    runner.register_hook(All())
+    ended(runner, -1)
+    assert fault_of(tmp_path / 'iter_4.pth') is None
+
+
+def test_in_a_validation(tmp_path):
+    runner = validated(tmp_path, [0.1, 0.2])
+    ended(runner, 12, 'val')
+    assert sorted(p.name for p in tmp_path.glob('*.pth')) == [
+        'best_score_epoch_1.pth', 'epoch_2.pth']
+
+
+def test_nothing_without_a_signal(tmp_path):
+    runner = toy_runner(tmp_path, dict(max_epochs=1))
+    runner.register_hook(PreemptionHook())
+    runner.train()
+    assert [p.name for p in tmp_path.glob('*.pth')] == ['epoch_1.pth']
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_unknown_signal():
+    with pytest.raises(KeyError, match='SIGFOO'):
+        PreemptionHook(signals=['SIGFOO'])

@@ -1,0 +1,96 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.structures import BaseDataElement, PixelData
+from PIL import Image
+
+from mmhcnet.training.sample_rules import BadSample, boxes_left_out, check_sample, is_cut, png_size
+
+DATASET = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')), ignore_index=255)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """Writes noise, 60 wide and 40 high, in the format of the name."""
+
+    def write(name):
+        pixels = np.random.RandomState(0).randint(0, 256, (40, 60, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / name)
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+@pytest.mark.parametrize('share', [0.3, 0.6, 0.99])
+def test_cut_files(picture, name, share):
+    path = picture(name)
+    assert not is_cut(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:int(share * len(whole))])
+    assert is_cut(path)
+    with pytest.raises(BadSample, match='cut short'):
+        check_sample(dict(data_samples=BaseDataElement(metainfo=dict(img_path=str(path)))), DATASET)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png', 'a.bmp'])
+def test_bytes_behind_the_end(picture, name):
+    path = picture(name)
+    path.write_bytes(path.read_bytes() + bytes(1000))
+    assert not is_cut(path)
+
+
+def test_png_size(picture):
+    assert png_size(picture('a.png')) == (40, 60)
+    assert png_size(picture('a.jpg')) is None
+
+
+def labelled(picture, labels, seg_map='labels.png', ori_shape=(40, 60)):
+    sample = BaseDataElement(metainfo=dict(
+        img_path=str(picture('image.png')), seg_map_path=str(picture(seg_map)),
+        ori_shape=ori_shape))
+    sample.gt_sem_seg = PixelData(data=torch.as_tensor(labels)[None])
+    return dict(inputs=torch.zeros(3, *sample.gt_sem_seg.shape), data_samples=sample)
+
+
+@pytest.mark.parametrize('labels', [[[0, 1], [2, 255]], [[255, 255], [255, 255]]])
+@pytest.mark.parametrize('seg_map', ['labels.png', 'labels.bmp'])
+def test_good_label_maps(picture, labels, seg_map):
+    check_sample(labelled(picture, labels, seg_map), DATASET)
+
+
+@pytest.mark.parametrize('wrong', [3, 254, 256, -1])
+def test_ids_out_of_range(picture, wrong):
+    with pytest.raises(BadSample, match=rf'labels.png has the id {wrong}, and there are 3 classes'):
+        check_sample(labelled(picture, [[0, 1], [2, wrong]]), DATASET)
+
+
+def test_a_label_map_of_another_size(picture):
+    with pytest.raises(BadSample, match='labels.png is 60x40 and the image 61x40'):
+        check_sample(labelled(picture, [[0]], ori_shape=(40, 61)), DATASET)
+
+
+@pytest.mark.parametrize('sample', [
+    3, {}, dict(inputs=torch.zeros(1), data_samples=BaseDataElement()),
+    dict(data_samples=BaseDataElement(metainfo=dict(img_path='s3://bucket/a.jpg')))])
+def test_what_it_does_not_know_passes(sample):
+    check_sample(sample, DATASET)
+
+
+def test_boxes_left_out(tmp_path):
+    boxes = [[0, 0, 10, 10], [95, 45, 10, 10], [100, 0, 5, 5], [-5, 0, 5, 5], [3, 3, 0, 5],
+             [3, 3, 5, 0.5], [3, 60, 5, 5]]
+    content = dict(
+        images=[dict(id=1, file_name='a.jpg', width=100, height=50)],
+        annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(boxes)])
+    content['annotations'] += [dict(id=9, image_id=2, bbox=[0, 0, 0, 0]), dict(id=10, image_id=1),
+                               dict(id=11, image_id=1, bbox=[0, 0]), dict(id=12)]
+    (tmp_path / 'a.json').write_text(json.dumps(content))
+    found = list(boxes_left_out(tmp_path / 'a.json'))
+    assert [int(line.split()[1]) for line in found] == [2, 3, 4, 5, 6]
+    assert found[0] == 'annotation 2 of a.jpg: bbox [100, 0, 5, 5] in an image of 100x50'
+    (tmp_path / 'a.json').write_text('[]')
+    assert not list(boxes_left_out(tmp_path / 'a.json'))
