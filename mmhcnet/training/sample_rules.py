@@ -3,6 +3,7 @@
 OpenCV fills an image file that is cut short and only warns; mmseg takes a label map of any size and
 with any ids; mmdet leaves boxes without area out and says nothing.
 """
+import bisect
 import json
 import os
 from typing import Any, Iterator, Optional, Tuple
@@ -21,15 +22,31 @@ class BadSample(ValueError):
 def is_cut(path: str) -> bool:
     """Whether a JPEG or PNG file ends before its image does.
 
+    A file without an end marker near its end is decoded to know: phones put films behind a photo.
+
     Args:
-        path (str): A local file; one of another format counts as whole.
+        path (str): A local file; one of another format counts as whole, because OpenCV refuses it
+            itself when it is cut short.
     """
     with open(path, 'rb') as file:
         head = file.read(len(PNG))
         end = next((end for start, end in ((JPEG, b'\xff\xd9'), (PNG, b'IEND'))
                     if head.startswith(start)), b'')
         file.seek(max(0, os.path.getsize(path) - TAIL))
-        return end not in file.read()
+        return end not in file.read() and not _decodes(path)
+
+
+def _decodes(path: str) -> bool:
+    from PIL import Image
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except Image.DecompressionBombError:
+        # Pillow's limit for images from strangers says nothing of the file.
+        return True
+    except (OSError, SyntaxError):
+        return False
+    return True
 
 
 def png_size(path: str) -> Optional[Tuple[int, int]]:
@@ -41,12 +58,61 @@ def png_size(path: str) -> Optional[Tuple[int, int]]:
     return int.from_bytes(head[20:24], 'big'), int.from_bytes(head[16:20], 'big')
 
 
+def _wraps(dataset: Any) -> bool:
+    # Others keep a name or a table under this attribute.
+    inner = getattr(dataset, 'dataset', None)
+    return hasattr(inner, '__getitem__') and not isinstance(inner, (str, list, tuple, dict))
+
+
+def source_of(dataset: Any, index: int) -> Tuple[Any, int]:
+    """The data set inside wrappers that a sample comes from, and the sample's index there.
+
+    Args:
+        dataset (Dataset): May be a RepeatDataset, ConcatDataset, ClassBalancedDataset,
+            KFoldDataset, MultiImageMixDataset or torch Subset, in any nesting.
+        index (int): Of the sample in ``dataset``.
+    """
+    while True:
+        if hasattr(dataset, 'cumulative_sizes'):
+            part = bisect.bisect_right(dataset.cumulative_sizes, index)
+            index -= dataset.cumulative_sizes[part - 1] if part else 0
+            dataset = dataset.datasets[part]
+        elif _wraps(dataset):
+            chosen = getattr(dataset, 'repeat_indices', getattr(dataset, 'indices', None))
+            dataset = dataset.dataset
+            index = index % len(dataset) if chosen is None else chosen[index]
+        else:
+            return dataset, index
+
+
+def sources(dataset: Any) -> Iterator[Any]:
+    """All data sets inside wrappers, as in :func:`source_of`."""
+    if hasattr(dataset, 'cumulative_sizes'):
+        for part in dataset.datasets:
+            yield from sources(part)
+    elif _wraps(dataset):
+        yield from sources(dataset.dataset)
+    else:
+        yield dataset
+
+
+def ids_without_class(labels: Any, classes: int, ignore_index: int) -> Any:
+    """Which pixels of a label map hold an id that no class has and that is not ignored.
+
+    Args:
+        labels (Tensor or np.ndarray): Ids as the loss sees them, behind ``reduce_zero_label``.
+        classes (int): How many classes there are.
+        ignore_index (int): The id of pixels without a label.
+    """
+    return ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
+
+
 def check_sample(sample: Any, dataset: Any) -> None:
     """Look at what a pipeline of OpenMMLab has packed; anything else passes.
 
     Args:
         sample (dict): ``inputs`` (C, H, W) and ``data_samples``.
-        dataset (Dataset): Where it comes from; knows the classes.
+        dataset (Dataset): Where it comes from, without wrappers; knows the classes.
 
     Raises:
         BadSample: The image file is cut short, or the label map has another size than the image or
@@ -70,8 +136,7 @@ def _check_label_map(packed: Any, labels: Any, dataset: Any) -> None:
                             f'{size[1]}x{size[0]}')
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if classes:
-        wrong = (labels < 0) | (labels >= len(classes))
-        wrong &= labels != getattr(dataset, 'ignore_index', 255)
+        wrong = ids_without_class(labels, len(classes), getattr(dataset, 'ignore_index', 255))
         if wrong.any():
             raise BadSample(f'the label map {path} has the id {int(labels[wrong].max())}, and '
                             f'there are {len(classes)} classes')

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
-from .sample_rules import boxes_left_out, check_sample
+from .sample_rules import boxes_left_out, check_sample, source_of, sources
 
 # Under it a batch carries its faults from a worker process to the training loop.
 FAULTS = 'mmhcnet_faults'
@@ -46,7 +46,7 @@ def read_tolerantly(dataset: Any, index: int) -> Sample:
     for _ in range(TRIES):
         try:
             data = dataset[index]
-            check_sample(data, dataset)
+            check_sample(data, source_of(dataset, index)[0])
             return Sample(data, faults)
         except Exception as error:
             faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '
@@ -94,15 +94,18 @@ class DataFaultHook(Hook):
         self.drawn = self.bad = self.bad_in_epoch = 0
 
     def before_train(self, runner: Runner) -> None:
-        ann_file = getattr(runner.train_dataloader.dataset, 'ann_file', None)
-        if not is_main_process() or not str(ann_file).endswith('.json') \
-                or not os.path.isfile(ann_file):
+        if not is_main_process():
             return
-        left_out = list(boxes_left_out(ann_file))
-        if left_out:
-            runner.logger.warning(
-                f'{len(left_out)} boxes of {ann_file} are without area or outside their image, and '
-                f'are left out: {"; ".join(left_out[:NAMED])}{"; ..." * (len(left_out) > NAMED)}')
+        files = {str(getattr(source, 'ann_file', None)): None
+                 for source in sources(runner.train_dataloader.dataset)}
+        for file in files:
+            left_out = list(boxes_left_out(file)) if file.endswith('.json') \
+                and os.path.isfile(file) else []
+            if left_out:
+                runner.logger.warning(
+                    f'{len(left_out)} boxes of {file} are without area or outside their image, and '
+                    f'are left out: {"; ".join(left_out[:NAMED])}'
+                    f'{"; ..." * (len(left_out) > NAMED)}')
 
     def after_loading(self, runner: Runner, faults: List[str]) -> None:
         """Our training loops call this with what could not be read for a batch."""

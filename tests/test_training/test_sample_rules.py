@@ -4,6 +4,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, RepeatDataset
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
@@ -41,6 +42,45 @@ def test_bytes_behind_the_end(picture, name):
     path = picture(name)
     path.write_bytes(path.read_bytes() + bytes(1000))
     assert not is_cut(path)
+
+
+@pytest.mark.parametrize('name', ['a.jpg', 'a.png'])
+def test_a_film_behind_a_photo(picture, name):
+    path = picture(name)
+    path.write_bytes(path.read_bytes() + bytes(200_000))
+    assert not is_cut(path)
+
+
+class Indexed(BaseDataset):
+    """Its samples are their own indices."""
+
+    def load_data_list(self):
+        return [dict(number=i) for i in range(7)]
+
+    def __getitem__(self, index):
+        return self.get_data_info(index)['number']
+
+    def get_cat_ids(self, index):
+        return [0 if index == 3 else 1]
+
+
+def test_the_data_set_inside_of_wrappers():
+    a, b = Indexed(), Indexed()
+    balanced = ClassBalancedDataset(Indexed(), 0.5)
+    assert len(balanced) > 7, 'the rare sample is repeated'
+    nested = RepeatDataset(ConcatDataset([RepeatDataset(a, 2), b]), 3)
+    for i in range(len(nested)):
+        source, index = source_of(nested, i)
+        assert source is (a if i % 21 < 14 else b)
+        assert source[index] == nested[i]
+    for i in range(len(balanced)):
+        source, index = source_of(balanced, i)
+        assert source[index] == balanced[i]
+    subset = torch.utils.data.Subset(nested, [40, 2])
+    assert source_of(subset, 0) == (b, 5) and source_of(subset, 1) == (a, 2)
+    assert list(sources(nested)) == [a, b]
+    b.dataset = 'coco'
+    assert source_of(b, 2) == (b, 2)
 
 
 def test_png_size(picture):
