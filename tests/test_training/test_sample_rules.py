@@ -8,7 +8,8 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, R
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmhcnet.training.sample_rules import BadSample, boxes_left_out, check_sample, is_cut, png_size
+from mmhcnet.training.sample_rules import (BadSample, boxes_left_out, check_sample, is_cut, png_size,
+                                           source_of, sources)
 
 DATASET = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')), ignore_index=255)
 
@@ -65,10 +66,12 @@ class Indexed(BaseDataset):
 
 
 def test_the_data_set_inside_of_wrappers():
-    a, b = Indexed(), Indexed()
+    twice = dict(type=RepeatDataset, times=2, dataset=dict(type=Indexed))
     balanced = ClassBalancedDataset(Indexed(), 0.5)
     assert len(balanced) > 7, 'the rare sample is repeated'
-    nested = RepeatDataset(ConcatDataset([RepeatDataset(a, 2), b]), 3)
+    nested = RepeatDataset(
+        dict(type=ConcatDataset, datasets=[twice, dict(type=Indexed)]), times=3)
+    a, b = nested.dataset.datasets[0].dataset, nested.dataset.datasets[1]
     for i in range(len(nested)):
         source, index = source_of(nested, i)
         assert source is (a if i % 21 < 14 else b)
