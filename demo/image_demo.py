@@ -7,18 +7,18 @@ import os
 import tempfile
 from collections import Counter
 from pathlib import Path
-from typing import Callable, Dict, List, Tuple
+from typing import Callable, Dict, List, Optional, Tuple
 
 import mmcv
 import numpy as np
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.device import get_device
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS
 
-from mmhcnet.checkpoints.fit import load_weights
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.inference.model import build_model
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 # Labels drawn on fewer pixels than this could not be read.
@@ -57,19 +57,19 @@ def find_images(path: str) -> List[str]:
     return files
 
 
-def class_names(cfg: Config, meta: dict) -> dict:
+def class_names(cfg: Config, meta: Optional[dict]) -> dict:
     """Classes and palette from the checkpoint, or else of the config's data, which may be absent.
 
     A converted checkpoint has none, and mmdet and mmseg would take those of COCO and Cityscapes.
     """
-    if 'dataset_meta' in meta:
-        return meta['dataset_meta']
+    if meta is not None:
+        return meta
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
     return {key: dataset.metainfo[key] for key in ('classes', 'palette')
             if key in dataset.metainfo}
 
 
-def open_classifier(cfg: Config, args: argparse.Namespace, meta: dict) -> Draw:
+def open_classifier(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
     from mmpretrain import ImageClassificationInferencer
     inferencer = ImageClassificationInferencer(
         cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes'))
@@ -88,11 +88,11 @@ def open_classifier(cfg: Config, args: argparse.Namespace, meta: dict) -> Draw:
     return draw
 
 
-def open_detector(cfg: Config, args: argparse.Namespace, meta: dict) -> Draw:
+def open_detector(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
     from mmdet.apis import DetInferencer
     inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
     inferencer.show_progress = False
-    if 'dataset_meta' not in meta:
+    if meta is None:
         inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = class_names(cfg, meta)
     names = inferencer.model.dataset_meta['classes']
 
@@ -109,11 +109,11 @@ def open_detector(cfg: Config, args: argparse.Namespace, meta: dict) -> Draw:
     return draw
 
 
-def open_segmentor(cfg: Config, args: argparse.Namespace, meta: dict) -> Draw:
+def open_segmentor(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
     from mmseg.apis import MMSegInferencer
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
     inferencer.show_progress = False
-    if 'dataset_meta' not in meta:
+    if meta is None:
         inferencer.model.dataset_meta = class_names(cfg, meta)
     names = inferencer.model.dataset_meta['classes']
 
@@ -150,9 +150,8 @@ def prepare(args: argparse.Namespace) -> Tuple[Dict[str, str], Draw]:
     if cfg.get('default_scope') not in OPEN:
         raise ValueError(f'default_scope of the config must be one of {list(OPEN)}, '
                          f"got {cfg.get('default_scope')!r}")
-    init_default_scope(cfg.default_scope)
     # The inferencers go on with random weights where a checkpoint does not fit.
-    meta = load_weights(MODELS.build(cfg.model), args.checkpoint)
+    meta = build_model(cfg, args.checkpoint).dataset_meta
     return pictures, OPEN[cfg.default_scope](cfg, args, meta)
 
 

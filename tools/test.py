@@ -7,7 +7,7 @@ try:
     from mmengine.config import Config, ConfigDict
     from mmengine.registry import METRICS, RUNNERS
 
-    from mmhcnet.checkpoints.fit import WholeCheckpoint
+    from mmhcnet.checkpoints.fit import StrictLoadHook
     from mmhcnet.checkpoints.reader import load_safely
     from mmhcnet.cli.config import Options, check_data, load_config
     from mmhcnet.cli.distributed import prepare_distributed
@@ -102,7 +102,7 @@ def main() -> None:
         # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
         runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
-        runner.register_hook(WholeCheckpoint())
+        runner.register_hook(StrictLoadHook())
         if args.out and cfg.default_scope != 'mmseg':
             # mmdet's writes masks run-length encoded.
             dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'

@@ -9,8 +9,8 @@ try:
     from mmengine.dist import is_main_process
     from mmengine.registry import RUNNERS
 
+    from mmhcnet.checkpoints.fit import use_pretrained
     from mmhcnet.checkpoints.locate import resume_of_attempt
-    from mmhcnet.checkpoints.pretrained import use_pretrained
     from mmhcnet.checkpoints.reader import load_safely
     from mmhcnet.cli.config import Options, add_tensorboard, check_data, check_training, load_config
     from mmhcnet.cli.distributed import prepare_distributed

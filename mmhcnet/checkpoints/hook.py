@@ -12,6 +12,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
 from .files import fault_of, remove_leftovers, write_file
+from .fit import fit, weights_of
 from .locate import NAMES, newest_whole
 
 
@@ -86,20 +87,20 @@ class CheckpointHook(_CheckpointHook):
             raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
                             f'(no {" and no ".join(lacks)}). To start from them, give it as '
                             '--cfg-options load_from=... without --resume')
-        # A wrapper's prefix.
-        own, given = (
-            {key.removeprefix('module.'): getattr(value, 'shape', None) for key, value in
-             weights.items()}
-            for weights in (runner.model.state_dict(), checkpoint.get('state_dict', checkpoint)))
-        other = [key for key in own if key not in given or own[key] != given[key]]
-        if runner._resume and other:
+        weights = weights_of(checkpoint)
+        found = fit(runner.model, weights)
+        # The optimizer's state would not fit a weight that was resized.
+        other = [*found.missing, *found.other_shape, *found.resized]
+        if runner._resume and (found.refusal or other):
+            why = found.refusal or (f'{len(other)} weights are missing or have another shape, as '
+                                    f'{other[0]}')
             raise UserError(f"cannot resume from '{runner._load_from}': it is of another model "
-                            f'({len(other)} of {len(own)} weights are missing or have another '
-                            f'shape, as {other[0]}). Resume with the config that wrote it')
-        if len(other) == len(own):
-            raise UserError(f"no weight of the model is in '{runner._load_from}', which holds "
-                            f'{", ".join(list(given)[:3])}, ...: give a checkpoint of the model '
-                            'in the config')
+                            f'({why}). Resume with the config that wrote it')
+        if not found.matched:
+            raise UserError(found.refusal or (
+                f"no weight of the model is in '{runner._load_from}', which holds "
+                f'{", ".join(list(weights)[:3])}, ...: give a checkpoint of the model in the '
+                'config'))
 
     def before_train(self, runner: Runner) -> None:
         resumed = runner._load_from if runner._resume else None

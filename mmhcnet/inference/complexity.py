@@ -3,9 +3,10 @@ from typing import NamedTuple, Tuple
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from .model import build_model
 
 # Per image, at test time: the proposals that Mask R-CNN's box head sees, and the boxes of which
 # its mask head draws masks.
@@ -61,10 +62,9 @@ def count_complexity(cfg: Config, shape: Tuple[int, int],
     Raises:
         ValueError: ``folded`` for a backbone that has no form to fold to.
     """
-    init_default_scope(cfg.default_scope)
-    # In eval mode SyncBN is BN, which runs without a GPU. Shapes are all that counting needs, so
-    # nothing is computed: a tensor on 'meta' has no data. Not every model can be built there.
-    model = MODELS.build(cfg.model).eval().to('meta')
+    # Shapes are all that counting needs, so nothing is computed: a tensor on 'meta' has no data.
+    # Not every model can be built there.
+    model = build_model(cfg).to('meta')
     if folded:
         if not hasattr(model.backbone, 'switch_to_deploy'):
             raise ValueError(f'{type(model.backbone).__name__} has no form to fold to; VHeat has')

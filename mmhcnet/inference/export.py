@@ -5,13 +5,12 @@ from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
-from mmhcnet.checkpoints.fit import load_weights
 from mmhcnet.errors import require_packages
 from mmhcnet.models import VHeat
+
+from .model import build_model
 
 # Largest difference between onnxruntime and torch, relative to the output where that is above 1.
 TOLERANCE = 1e-4
@@ -120,10 +119,7 @@ def exportable(cfg: Config, checkpoint: Optional[str], shape: Tuple[int, int]) -
     if cfg.get('default_scope') not in _PARTS:
         raise ValueError(f'default_scope of the config must be one of {list(_PARTS)}, '
                          f"got {cfg.get('default_scope')!r}")
-    init_default_scope(cfg.default_scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model))
-    if checkpoint:
-        load_weights(model, checkpoint)
+    model = build_model(cfg, checkpoint)
     if isinstance(model.backbone, VHeat):
         model.backbone.switch_to_deploy(shape)
     return _PARTS[cfg.default_scope](model).eval()

@@ -1,10 +1,12 @@
 """A model from a config and a checkpoint."""
+import copy
 import os
 from pathlib import Path
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -13,6 +15,33 @@ from mmhcnet.cli.config import load_config, stock_config
 
 # In place of a checkpoint: the weights that the model starts a training with.
 UNTRAINED = 'none'
+
+
+def build_model(cfg: Config, checkpoint: Optional[str] = None) -> nn.Module:
+    """The model of a config, in eval mode on the CPU.
+
+    SyncBN becomes BN, because it runs on a GPU only. ``model.dataset_meta`` holds what the
+    checkpoint says of its data set, class names among it, or is None.
+
+    Args:
+        cfg (Config): A config of mmpretrain, mmdet or mmseg.
+        checkpoint (str, optional): Every weight has to come from it. Without one the weights are
+            random; nothing that the config would start a training from is read.
+
+    Raises:
+        UserError: No such checkpoint, or not one that can be read.
+        ValueError: A checkpoint of another model.
+    """
+    init_default_scope(cfg.default_scope)
+    settings = copy.deepcopy(cfg.model)
+    if cfg.get('data_preprocessor'):
+        settings.setdefault('data_preprocessor', cfg.data_preprocessor)
+    if (settings.get('backbone', {}).get('init_cfg') or {}).get('type') == 'Pretrained':
+        settings.backbone.init_cfg = None
+    model = revert_sync_batchnorm(MODELS.build(settings)).eval()
+    meta = load_weights(model, checkpoint) if checkpoint else {}
+    model.dataset_meta = meta.get('dataset_meta')
+    return model
 
 
 def load_model(config: str, checkpoint: str) -> Tuple[Config, nn.Module]:
@@ -27,20 +56,14 @@ def load_model(config: str, checkpoint: str) -> Tuple[Config, nn.Module]:
         ValueError: A checkpoint of another model.
     """
     cfg = load_config(stock_config(config), None, work_dir=None)
-    init_default_scope(cfg.default_scope)
-    if cfg.get('data_preprocessor'):
-        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if checkpoint != UNTRAINED and not os.path.isfile(checkpoint):
         raise FileNotFoundError(f"no checkpoint file '{checkpoint}'; '{UNTRAINED}' stands for "
                                 'untrained weights')
-    if (cfg.model.backbone.get('init_cfg') or {}).get('type') == 'Pretrained':
-        cfg.model.backbone.init_cfg = None
     torch.manual_seed(0)
-    model = MODELS.build(cfg.model).eval()
-    if checkpoint == UNTRAINED:
-        model.init_weights()
-    else:
-        load_weights(model, checkpoint)
+    if checkpoint != UNTRAINED:
+        return cfg, build_model(cfg, checkpoint)
+    model = build_model(cfg)
+    model.init_weights()
     return cfg, model
 
 

@@ -3,6 +3,8 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
+from mmhcnet.checkpoints.fit import weights_of
+
 State = Dict[str, Tensor]
 # Names of the authors' modules and parameters inside a block, and ours.
 _HCNET_BLOCK = {
@@ -101,21 +103,6 @@ def _vheat_names(state: State) -> Dict[str, Optional[str]]:
     return names
 
 
-def _unwrap(checkpoint: dict, ema: bool) -> State:
-    """The weights in a checkpoint, without the prefix of a distributed run."""
-    if ema:
-        if not isinstance(checkpoint.get('model_ema'), dict):
-            raise ValueError("no averaged weights: the checkpoint has no 'model_ema'; its keys are "
-                             f'{list(checkpoint)[:5]}')
-        state = checkpoint['model_ema']
-    else:
-        state = next((checkpoint[key] for key in ('model', 'state_dict')
-                      if isinstance(checkpoint.get(key), dict)), checkpoint)
-    if state and all(key.startswith('module.') for key in state):
-        state = {key[len('module.'):]: value for key, value in state.items()}
-    return state
-
-
 def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict[str, Tensor]:
     """The state dict of the authors' HcNet or vHeat in our names; which one, its keys tell.
 
@@ -137,7 +124,7 @@ def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict
         ValueError: Neither of the two models, or keys that it does not have, or that it has and
             that are missing; the message lists such keys. Or ``ema`` without ``model_ema``.
     """
-    state, heads, prefix = _unwrap(state_dict, ema), {}, ''
+    state, heads, prefix = weights_of(state_dict, ema), {}, ''
     if any(key.startswith('backbone.') for key in state):
         prefix = 'backbone.'
         heads = {key: value for key, value in state.items() if not key.startswith(prefix)}

@@ -1,9 +1,12 @@
 """A model from a config, and checkpoints of another model."""
+import copy
+
 import pytest
 import torch
 
 import mmhcnet
-from mmhcnet.inference.model import load_model, named_layer
+from mmhcnet.cli.config import load_config
+from mmhcnet.inference.model import build_model, load_model, named_layer
 
 CONFIG = mmhcnet.config('classification/hcnet_digits.py')
 
@@ -40,3 +43,18 @@ def test_unknown_layer_lists_those_there_are():
     assert named_layer(model, 'a', ['a']) is model['a']
     with pytest.raises(ValueError, match="no layer 'b'; choose one of: a, c"):
         named_layer(model, 'b', ['a', 'c'])
+
+
+def test_build_model_leaves_the_config_alone(tmp_path):
+    cfg = load_config(mmhcnet.config('segmentation/upernet_hcnet_digits.py'), None, None)
+    cfg.model.decode_head.norm_cfg = dict(type='SyncBN', requires_grad=True)
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
+    before = copy.deepcopy(cfg)
+    model = build_model(cfg)
+    assert cfg == before
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
+    model.init_weights()  # Reads nothing.
+    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes='ab'))),
+               tmp_path / 'a.pth')
+    assert model.dataset_meta is None
+    assert build_model(cfg, str(tmp_path / 'a.pth')).dataset_meta == dict(classes='ab')
