@@ -27,7 +27,7 @@ class _Unpickler(TensorUnpickler):
         return _Inert
 
 
-def read_published(path: str) -> dict:
+def read_official(path: str) -> dict:
     """A checkpoint's dict; objects of the training code in it, as settings, come out empty.
 
     Nothing that the file names is imported or run except the rebuilding of tensors, so neither

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from mmhcnet.checkpoints.official import read_published
+from mmhcnet.checkpoints.official import read_official
 
 
 class Settings(dict):
@@ -31,7 +31,7 @@ def test_weights_beside_objects_of_the_training_code(tmp_path, zipped):
     torch.save(dict(model=weights, config=settings, args=argparse.Namespace(x=1),
                     device=torch.device('cpu'), epoch=7),
                tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
-    checkpoint = read_published(str(tmp_path / 'a.pth'))
+    checkpoint = read_official(str(tmp_path / 'a.pth'))
     assert checkpoint['epoch'] == 7
     assert list(checkpoint['model']) == list(weights)
     for key, value in weights.items():
@@ -42,7 +42,7 @@ def test_weights_beside_objects_of_the_training_code(tmp_path, zipped):
 
 def test_nothing_in_the_file_is_run(tmp_path):
     torch.save(dict(model={'a': torch.zeros(1)}, evil=Evil(tmp_path / 'made')), tmp_path / 'a.pth')
-    assert torch.equal(read_published(str(tmp_path / 'a.pth'))['model']['a'], torch.zeros(1))
+    assert torch.equal(read_official(str(tmp_path / 'a.pth'))['model']['a'], torch.zeros(1))
     assert not (tmp_path / 'made').exists()
 
 
@@ -52,6 +52,6 @@ def test_other_files_are_refused(tmp_path):
     torch.save([torch.zeros(1)], tmp_path / 'list.pth')
     for name in ('text.pth', 'empty.pth'):
         with pytest.raises(ValueError, match='is not a checkpoint that torch can read'):
-            read_published(str(tmp_path / name))
+            read_official(str(tmp_path / name))
     with pytest.raises(ValueError, match='holds a list, not a dict'):
-        read_published(str(tmp_path / 'list.pth'))
+        read_official(str(tmp_path / 'list.pth'))

@@ -49,9 +49,9 @@ def test_build_model_leaves_the_config_alone(tmp_path):
     cfg = load_config(mmhcnet.config('segmentation/upernet_hcnet_digits.py'), None, None)
     cfg.model.decode_head.norm_cfg = dict(type='SyncBN', requires_grad=True)
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='nowhere.pth')
-    before = copy.deepcopy(cfg)
+    before = copy.deepcopy(cfg.to_dict())
     model = build_model(cfg)
-    assert cfg == before
+    assert cfg.to_dict() == before
     assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
     model.init_weights()  # Reads nothing.
     torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes='ab'))),

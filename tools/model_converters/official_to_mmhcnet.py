@@ -8,7 +8,7 @@ import os
 import torch
 
 from mmhcnet import convert_state_dict
-from mmhcnet.checkpoints.official import read_published
+from mmhcnet.checkpoints.official import read_official
 from mmhcnet.cli.errors import one_line_errors
 
 
@@ -24,7 +24,7 @@ def main() -> None:
             raise FileExistsError(f"'{args.dst}' exists: remove it or choose another name")
         if not os.path.isfile(args.src):
             raise FileNotFoundError(f"no checkpoint file '{args.src}'")
-        converted = convert_state_dict(read_published(args.src), ema=args.ema)
+        converted = convert_state_dict(read_official(args.src), ema=args.ema)
     # Renamed when complete: nobody finds a half-written file.
     torch.save(dict(state_dict=converted), args.dst + '.tmp')
     os.replace(args.dst + '.tmp', args.dst)
