@@ -78,7 +78,7 @@ def build_config(args: argparse.Namespace) -> Config:
         cfg.auto_scale_lr.enable = True
     if args.tensorboard:
         add_tensorboard(cfg)
-    resume = resume_of_attempt(cfg.work_dir, args.resume)
+    resume = resume_of_attempt(cfg, args.resume)
     if resume:
         cfg.resume = True
         cfg.load_from = None if resume == 'auto' else resume

@@ -13,7 +13,7 @@ from mmhcnet.registry import HOOKS
 
 from .files import fault_of, remove_leftovers, write_file
 from .fit import fit, weights_of
-from .locate import NAMES, newest_whole
+from .locate import NAMES, newest_whole, place_of
 
 
 @HOOKS.register_module()
@@ -67,9 +67,8 @@ class CheckpointHook(_CheckpointHook):
             return runner._load_from, fault and (
                 f"cannot resume from '{runner._load_from}': {fault}. Leave the path out to take "
                 'the newest checkpoint of the work directory that is whole')
-        folder = Path(self.out_dir, Path(runner.work_dir).name) if self.out_dir else (
-            runner.work_dir)
-        path, skipped = newest_whole(folder, (self.filename_tmpl, *NAMES))
+        folder, names = place_of(runner.work_dir, self.out_dir, self.filename_tmpl)
+        path, skipped = newest_whole(folder, names)
         for line in skipped:
             runner.logger.warning(f'Not resumed from {line}')
         if path is None and skipped:

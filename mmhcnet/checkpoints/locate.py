@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import List, Optional, Tuple
 
+from mmengine.config import Config
+
 from mmhcnet.errors import UserError
 
 from .files import fault_of
@@ -44,24 +46,40 @@ def newest_whole(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], L
     return None, skipped
 
 
-def resume_of_attempt(work_dir: str, resume: Optional[str]) -> Optional[str]:
-    """The value of ``--resume`` for this attempt of torchrun (``MAX_RESTARTS``).
-
-    The first attempt does what the command says, a later one goes on from the newest checkpoint of
-    the work directory, if there is one.
+def place_of(work_dir: str, out_dir: Optional[str] = None,
+             filename_tmpl: Optional[str] = None) -> Tuple[str, Tuple[str, ...]]:
+    """The folder of a run's checkpoints, and their names with ``{}`` for the number.
 
     Args:
         work_dir (str): Of the run.
+        out_dir (str, optional): As given to the checkpoint hook, which adds the name of the work
+            directory to it. By default the checkpoints lie in the work directory.
+        filename_tmpl (str, optional): As given to the checkpoint hook.
+    """
+    folder = os.path.join(out_dir, Path(work_dir).name) if out_dir else work_dir
+    return folder, (filename_tmpl, *NAMES) if filename_tmpl else NAMES
+
+
+def resume_of_attempt(cfg: Config, resume: Optional[str]) -> Optional[str]:
+    """The value of ``--resume`` for this attempt of torchrun (``MAX_RESTARTS``).
+
+    The first attempt does what the command says, a later one goes on from the newest checkpoint of
+    the run, if there is one.
+
+    Args:
+        cfg (Config): Of the run; its work directory and checkpoint hook say where checkpoints are.
         resume (str, optional): The value on the command line: None, 'auto' or a path.
 
     Raises:
         UserError: A first attempt that may be restarted would start anew beside checkpoints of an
             earlier run, and a restart would take those for its own.
     """
-    found = bool(numbered(work_dir, NAMES))
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    folder, names = place_of(cfg.work_dir, hook.get('out_dir'), hook.get('filename_tmpl'))
+    found = bool(numbered(folder, names))
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
         return 'auto' if found else resume
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) > 0 and found and not resume:
-        raise UserError(f"'{work_dir}' holds checkpoints of an earlier run: with MAX_RESTARTS add "
+        raise UserError(f"'{folder}' holds checkpoints of an earlier run: with MAX_RESTARTS add "
                         '--resume to go on from them, or name another --work-dir')
     return resume
