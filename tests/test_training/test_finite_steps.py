@@ -1,10 +1,12 @@
 import types
+from contextlib import nullcontext
 
 import pytest
 import torch
 from mmengine.hooks import Hook
 from mmengine.optim import OptimWrapper
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmhcnet.errors import UserError
 from mmhcnet.training.finite_steps import FiniteHook, image_paths
@@ -12,6 +14,24 @@ from mmhcnet.training.finite_steps import FiniteHook, image_paths
 from ..toy import ToyDataset, ToyModel, toy_runner
 
 NAN, INF = float('nan'), float('inf')
+
+
+def fuses_on_the_cpu():
+    try:
+        torch.optim.AdamW([nn.Parameter(torch.zeros(1))], fused=True)
+    except RuntimeError:
+        return False
+    return True
+
+
+# The host decides on a step of the first two; the device on one of the fused ones.
+OPTIMIZERS = [
+    dict(type='AdamW', lr=0.01), dict(type='SGD', lr=0.01, momentum=0.9),
+    *(pytest.param(
+        dict(settings, fused=True),
+        marks=pytest.mark.skipif(not fuses_on_the_cpu(), reason='torch fuses it on a GPU only'))
+      for settings in (dict(type='AdamW', lr=0.01), dict(type='Adam', lr=0.01, amsgrad=True),
+                       dict(type='SGD', lr=0.01, momentum=0.9)))]
 
 
 class BadPoints(ToyDataset):
@@ -61,6 +81,19 @@ class NanGradient(Model):
         return losses
 
 
+class NanGradients(NanGradient):
+    """Its gradient is never finite."""
+    calls = property(lambda self: 2, lambda self, calls: None)
+
+
+class Steep(Model):
+    """Its loss is finite, and a large scale makes infinity of it."""
+
+    def forward(self, *args, mode='tensor', **kwargs):
+        losses = super().forward(*args, mode=mode, **kwargs)
+        return dict(loss=losses['loss'] * 2.**40) if mode == 'loss' else losses
+
+
 class States(Hook):
     """What the model is after every iteration."""
     priority = 'LOWEST'
@@ -92,9 +125,11 @@ def finite(state):
     return all(value.isfinite().all() for value in state.values() if value.is_floating_point())
 
 
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('value', [NAN, INF])
-def test_a_bad_image_costs_one_step(tmp_path, value):
-    runner, errors, states = run(tmp_path, dataset=BadPoints([7], value))
+def test_a_bad_image_costs_one_step(tmp_path, value, optimizer):
+    runner, errors, states = run(tmp_path, dataset=BadPoints([7], value),
+                                 optim_wrapper=dict(optimizer=dict(optimizer)))
     runner.train()
     line, = errors
     assert 'images/7.png' in line and line.count('images/') == 4
@@ -108,20 +143,22 @@ def test_a_bad_image_costs_one_step(tmp_path, value):
                for value in state.values())
 
 
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('model, what', [(ConstantNan, 'loss'), (NanGradient, 'gradient')])
-def test_either_of_loss_and_gradient(tmp_path, model, what):
-    runner, errors, states = run(tmp_path, model)
+def test_either_of_loss_and_gradient(tmp_path, model, what, optimizer):
+    runner, errors, states = run(tmp_path, model, optim_wrapper=dict(optimizer=dict(optimizer)))
     runner.train()
     assert len(errors) == 1 and f'Iteration 2: the {what} is not finite' in errors[0]
     assert unchanged(states[0], states[1]) and not unchanged(states[1], states[2])
 
 
-def test_a_good_run_is_not_changed(tmp_path):
-    _, _, without = run(tmp_path / 'a')
-    runner, errors, states = run(tmp_path / 'b')
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_a_good_run_is_not_changed(tmp_path, optimizer):
+    settings = dict(optim_wrapper=dict(optimizer=dict(optimizer)))
+    runner, errors, states = run(tmp_path / 'b', **settings)
     torch.manual_seed(0)
     runner.train()
-    plain = toy_runner(tmp_path / 'c', dict(max_epochs=1))
+    plain = toy_runner(tmp_path / 'c', dict(max_epochs=1), **settings)
     plain.model = Model()
     torch.manual_seed(0)
     plain.train()
@@ -145,10 +182,11 @@ def test_in_a_row_starts_anew_after_a_good_step(tmp_path):
     assert errors and '1 in a row' in errors[0]
 
 
-def test_accumulated_gradients(tmp_path):
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_accumulated_gradients(tmp_path, optimizer):
     runner, errors, states = run(
         tmp_path, ConstantNan, optim_wrapper=dict(
-            optimizer=dict(type='AdamW', lr=0.01), accumulative_counts=3))
+            optimizer=dict(optimizer), accumulative_counts=3))
     runner.train()
     weight = [state['body.0.weight'] for state in states]
     # Iteration 2 is bad, so the step after 3 is left out; that after 6 is made.
@@ -161,7 +199,7 @@ class Overflowing(OptimWrapper):
 
     def __init__(self, scale, **kwargs):
         super().__init__(**kwargs)
-        self.loss_scaler = types.SimpleNamespace(get_scale=lambda: scale)
+        self.loss_scaler = types.SimpleNamespace(get_scale=lambda: scale, is_enabled=lambda: True)
 
     def step(self, **kwargs):
         pass
@@ -171,7 +209,8 @@ class Overflowing(OptimWrapper):
 def test_the_scalers_search_is_not_a_fault(tmp_path, scale, counted):
     runner, errors, _ = run(tmp_path, optim_wrapper=dict(
         type=Overflowing, scale=scale, optimizer=dict(type='AdamW', lr=0.01)))
-    runner.train()
+    with pytest.raises(UserError, match='no training step') if counted else nullcontext():
+        runner.train()
     assert runner.iter == 6 and len(errors) == counted
 
 
@@ -183,3 +222,186 @@ def test_other_batches_have_no_paths():
 def test_at_least_one():
     with pytest.raises(ValueError, match='at least 1'):
         FiniteHook(max_in_a_row=0)
+
+
+class Scaled(OptimWrapper):
+    """mmengine's wrapper for mixed precision with the scaler of a CPU."""
+
+    def __init__(self, init_scale, **kwargs):
+        super().__init__(**kwargs)
+        self.loss_scaler = torch.amp.GradScaler('cpu', init_scale=init_scale)
+
+    def backward(self, loss, **kwargs):
+        super().backward(self.loss_scaler.scale(loss), **kwargs)
+
+    def step(self, **kwargs):
+        self.loss_scaler.step(self.optimizer, **kwargs)
+        self.loss_scaler.update()
+
+
+def batch_of(seed, value=1.):
+    rng = torch.Generator().manual_seed(seed)
+    points = torch.randn(4, 4, generator=rng)
+    points[2] *= value
+    return dict(inputs=list(points), labels=list(torch.tensor([0., 1., 0., 1.])),
+                data_samples=[types.SimpleNamespace(img_path=f'images/{seed}.png')])
+
+
+def drive(optimizer, batches, model=Model, wrapper=OptimWrapper, hook=None, **settings):
+    """Train on batches with the hook, without a runner; returns all that the next step needs."""
+    torch.manual_seed(0)
+    model, lines = model(), []
+    settings_of_optimizer = dict(optimizer)
+    cls = getattr(torch.optim, settings_of_optimizer.pop('type'))
+    runner = types.SimpleNamespace(
+        model=model, logger=types.SimpleNamespace(error=lines.append),
+        optim_wrapper=wrapper(optimizer=cls(model.parameters(), **settings_of_optimizer),
+                              **settings))
+    hook = hook or FiniteHook()
+    hook.before_train(runner)
+    for runner.iter, batch in enumerate(batches):
+        torch.manual_seed(int(1e6 * batch['inputs'][0][0].abs()))
+        hook.before_train_iter(runner, runner.iter, batch)
+        model.train_step(batch, runner.optim_wrapper)
+        hook.after_train_iter(runner, runner.iter, batch)
+    hook.settle(runner)
+    state = runner.optim_wrapper.optimizer.state_dict()['state']
+    return {**model.state_dict(), **{f'{i}.{key}': value for i, own in state.items()
+                                     for key, value in own.items()}}, lines, hook, runner
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize('at', [0, 1, 3])
+def test_as_if_the_bad_batch_had_not_been(optimizer, at):
+    good = [batch_of(seed) for seed in range(4)]
+    without, *_ = drive(optimizer, good)
+    state, lines, *_ = drive(optimizer, [*good[:at], batch_of(9, NAN), *good[at:]])
+    assert state.keys() == without.keys() and unchanged(state, without)
+    assert len(lines) == 1 and lines[0].startswith(f'Iteration {at + 1}: the loss is not finite')
+    assert lines[0].endswith('Its images: images/9.png')
+
+
+@pytest.mark.skipif(not hasattr(torch.amp, 'GradScaler'), reason='torch scales on a GPU only')
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_with_a_gradient_scaler(optimizer):
+    good = [batch_of(seed) for seed in range(4)]
+    # The search for a scale: as often as it overflows nothing is said and nothing changes.
+    searched, lines, hook, runner = drive(optimizer, [batch_of(0)] * 8 + good, Steep,
+                                          wrapper=Scaled, init_scale=2.**92)
+    assert runner.optim_wrapper.loss_scaler.get_scale() < 2.**92
+    assert not lines and hook.skipped == 0 and 0 < hook.succeeded < 12
+    assert finite(searched)
+    # A bad batch.
+    without, *_ = drive(optimizer, good, wrapper=Scaled, init_scale=2.**10)
+    state, lines, hook, _ = drive(optimizer, [*good[:2], batch_of(9, NAN), *good[2:]],
+                                  wrapper=Scaled, init_scale=2.**10)
+    # Another scale rounds in another way.
+    assert all(torch.allclose(state[key], without[key], atol=1e-5) for key in without)
+    assert len(lines) == hook.skipped == 1 and 'images/9.png' in lines[0]
+    # A finite gradient and a loss that is not: the scaler sees nothing.
+    state, lines, hook, _ = drive(optimizer, good, ConstantNan, wrapper=Scaled, init_scale=2.**10)
+    without, *_ = drive(optimizer, [good[0], *good[2:]], wrapper=Scaled, init_scale=2.**10)
+    assert len(lines) == 1 and 'Iteration 2: the loss' in lines[0]
+    assert unchanged(without, state)
+    # Gradients that are never finite.
+    with pytest.raises(UserError, match='train without --amp'):
+        drive(optimizer, [batch_of(0)] * 14, NanGradients, wrapper=Scaled, init_scale=8.)
+    _, lines, hook, _ = drive(optimizer, good, NanGradient, wrapper=Scaled, init_scale=0.5)
+    assert len(lines) == 1 and 'Iteration 2: the gradient' in lines[0]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what makes the host wait for a device."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        assert function is not torch.ops.aten._local_scalar_dense.default, 'the host waits'
+        return function(*args, **(kwargs or {}))
+
+
+class Watched(FiniteHook):
+
+    def _before_step(self, optimizer, scaled):
+        with NoWaiting() if self.succeeded else nullcontext():
+            super()._before_step(optimizer, scaled)
+
+    def before_train_iter(self, *args):
+        with NoWaiting():
+            super().before_train_iter(*args)
+
+    def _read(self, runner, leave):
+        # What is read now is an iteration old.
+        assert leave == 0 or len(self._unread) <= 2
+        super()._read(runner, leave)
+
+    def _decide(self, bad):
+        with NoWaiting():
+            super()._decide(bad)
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+def test_the_host_does_not_wait(optimizer):
+    batches = [batch_of(seed, NAN if seed == 3 else 1.) for seed in range(6)]
+    if optimizer.get('fused'):
+        *_, hook, _ = drive(optimizer, batches, hook=Watched())
+        assert hook.skipped == 1 and hook.succeeded == 5
+    else:
+        with pytest.raises(AssertionError, match='the host waits'):
+            drive(optimizer, batches, hook=Watched())
+
+
+def test_nothing_is_copied_of_buffers_that_stay(monkeypatch):
+    class Big(Model):
+
+        def __init__(self):
+            super().__init__()
+            self.register_buffer('table', torch.zeros(1000))
+
+    copied = []
+    foreach_copy = torch._foreach_copy_
+    monkeypatch.setattr(torch, '_foreach_copy_', lambda targets, sources: (
+        copied.append(sum(t.numel() for t in targets)), foreach_copy(targets, sources)))
+    drive(dict(type='SGD', lr=0.1), [batch_of(seed) for seed in range(4)], Big)
+    # All of it once; then mean, variance and count of the batch norm of 8 channels only.
+    assert sum(copied) == 1000 + 17 + 3 * 17 + 4 * 17
+
+
+def test_buffers_made_or_exchanged_within_an_iteration():
+    class Lazy(Model):
+
+        def forward(self, *args, mode='tensor', **kwargs):
+            if mode == 'loss':
+                self.register_buffer('seen', torch.ones(2) * getattr(self, 'seen', torch.ones(1))[0])
+                self.body[0].register_buffer('late', torch.ones(3))
+            return super().forward(*args, mode=mode, **kwargs)
+
+    state, lines, *_ = drive(dict(type='SGD', lr=0.1), [batch_of(0), batch_of(1, NAN), batch_of(2)],
+                             Lazy)
+    assert len(lines) == 1 and finite(state)
+
+
+def test_recently_skipped():
+    hook = FiniteHook(max_in_a_row=3)
+    good, bad = batch_of(0), batch_of(1, NAN)
+    settings = dict(type='SGD', lr=0.01)
+    *_, runner = drive(settings, [good], hook=hook)
+    assert not hook.recently_skipped(runner)
+    for batches, expected in (([bad], True), ([good, good], True), ([good], False),
+                              ([bad, good], True)):
+        *_, runner = drive(settings, batches, hook=hook)
+        assert hook.recently_skipped(runner) == expected
+    assert (hook.skipped, hook.succeeded) == (2, 5)
+
+
+def test_a_run_without_a_single_step(tmp_path):
+    runner, errors, states = run(tmp_path, dataset=BadPoints(range(24)))
+    with pytest.raises(UserError, match='no training step succeeded: .* in all of 6'):
+        runner.train()
+    assert len(errors) == 6
+
+
+def test_its_hooks_leave_with_it(tmp_path):
+    runner, errors, states = run(tmp_path)
+    runner.train()
+    assert not runner.model._forward_hooks
+    assert not runner.optim_wrapper.optimizer._optimizer_step_pre_hooks
+    assert not runner.optim_wrapper.optimizer._optimizer_step_post_hooks
