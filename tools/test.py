@@ -11,8 +11,8 @@ try:
     from mmhcnet.checkpoints.reader import load_safely
     from mmhcnet.cli.config import Options, check_data, load_config
     from mmhcnet.cli.distributed import prepare_distributed
+    from mmhcnet.cli.ending import orderly_end
     from mmhcnet.cli.errors import FirstStep, import_task, one_line_errors
-    from mmhcnet.training.process_group import leave_distributed
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -92,8 +92,9 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-    cfg, first_step = None, FirstStep()
-    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done):
+    cfg, runner, first_step = None, None, FirstStep()
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done), \
+            orderly_end(lambda: runner):
         args = parse_args()
         load_safely(args.trust_checkpoint)
         cfg = build_config(args)
@@ -109,7 +110,6 @@ def main() -> None:
             runner.test_evaluator.metrics.append(
                 METRICS.build(dict(type=dump, out_file_path=args.out)))
         runner.test()
-    leave_distributed()
 
 
 if __name__ == '__main__':

@@ -14,10 +14,10 @@ try:
     from mmhcnet.checkpoints.reader import load_safely
     from mmhcnet.cli.config import Options, add_tensorboard, check_data, check_training, load_config
     from mmhcnet.cli.distributed import prepare_distributed
+    from mmhcnet.cli.ending import orderly_end
     from mmhcnet.cli.errors import FirstStep, import_task, one_line_errors
     from mmhcnet.cli.schedule import run_length
     from mmhcnet.cli.trial import make_trial, report_trial
-    from mmhcnet.training.process_group import leave_distributed
 except (ImportError, OSError) as error:
     sys.exit(f'Error: {error}. "python -m mmhcnet.doctor" names what is wrong in this environment '
              'and the command that mends it.')
@@ -86,8 +86,9 @@ def build_config(args: argparse.Namespace) -> Config:
 
 
 def main() -> None:
-    cfg, first_step = None, FirstStep()
-    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done):
+    cfg, runner, first_step = None, None, FirstStep()
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done), \
+            orderly_end(lambda: runner):
         args = parse_args()
         load_safely(args.trust_checkpoint)
         cfg = build_config(args)
@@ -102,11 +103,10 @@ def main() -> None:
         runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
         runner.train()
-    if args.trial is not None:
-        report = report_trial(runner, planned, val_interval)
-        if is_main_process():
-            print(f'\nTrial of {args.config}: {args.trial} iterations\n{report}')
-    leave_distributed()
+        if args.trial is not None:
+            report = report_trial(runner, planned, val_interval)
+            if is_main_process():
+                print(f'\nTrial of {args.config}: {args.trial} iterations\n{report}')
 
 
 if __name__ == '__main__':
