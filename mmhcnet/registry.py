@@ -18,6 +18,6 @@ FUNCTIONS = Registry(
     'function', parent=ROOT_FUNCTIONS, scope='mmhcnet', locations=['mmhcnet.training.loops'])
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
-        'mmhcnet.checkpoints.hook', 'mmhcnet.training.finite_steps',
+        'mmhcnet.checkpoints.hook', 'mmhcnet.cli.memory', 'mmhcnet.training.finite_steps',
         'mmhcnet.training.preemption', 'mmhcnet.training.tolerant_data'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.training.loops'])

@@ -12,7 +12,7 @@ from torch.utils.data import Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
 
-from .memory import peak_memory
+from .memory import PeakMemoryHook, peak_memory
 from .schedule import RunLength, run_length, scale_schedule
 
 VAL_BATCHES = 2
@@ -74,6 +74,7 @@ def make_trial(cfg: Config, iterations: int) -> None:
     cfg.default_hooks.logger.log_metric_by_epoch = False
     cfg.default_hooks.checkpoint = dict(
         type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
+    cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmhcnet.PeakMemoryHook')]
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):
         _, world_size = get_dist_info()
@@ -127,8 +128,8 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
         shown = ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
         lines.append(f'validation         ran on the first {VAL_BATCHES} batches ({shown or "ok"})')
     if torch.cuda.is_available():
-        lines.append(f'peak memory        {torch.cuda.max_memory_allocated() / 2**30:.2f} GiB '
-                     'on the GPU')
+        peak, = (hook.peak for hook in runner.hooks if isinstance(hook, PeakMemoryHook))
+        lines.append(f'peak memory        {peak / 2**30:.2f} GiB on the GPU')
     lines.append(f'peak memory        {peak_memory() / 2**30:.2f} GiB in this process')
     lines.append(f'time               {step:.3f} s per iteration; the whole run of {planned} '
                  f'({steps} iterations, validations included) takes about {_duration(seconds)}')
