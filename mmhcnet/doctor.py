@@ -200,6 +200,15 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
                 f'pip install {"==".join(STACKS[stack][name])}')
 
 
+def check_transformers(facts: Facts) -> Iterator[Finding]:
+    transformers = facts.versions.get('transformers', '0')
+    # mmpretrain puts None in the place of a class that it does not find there, and inherits from it.
+    if _number(transformers) >= [5] and any(
+            'NoneType takes no arguments' in error for error in facts.failures.values()):
+        yield Finding(f'transformers {transformers} lacks what mmpretrain imports from it',
+                      'pip install "transformers<5"')
+
+
 def check_missing(facts: Facts) -> Iterator[Finding]:
     stack = STACKS[_stack(facts.versions)]
     missing = {match[1] for error in facts.failures.values()
@@ -222,7 +231,7 @@ def check_missing(facts: Facts) -> Iterator[Finding]:
 
 
 CHECKS = (check_mixture, check_numpy, check_torchvision, check_opencv, check_operators,
-          check_versions, check_missing)
+          check_versions, check_transformers, check_missing)
 
 
 def examine(facts: Facts) -> List[Finding]:

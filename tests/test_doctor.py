@@ -53,6 +53,10 @@ def test_nothing_is_wrong_with_either_stack(versions):
      r'pip uninstall -y mmcv mmengine onedl-mmcv .* && .*onedl-mmengine==0\.10\.12'),
     ({**LEGACY, 'mmcv-lite': '2.1.0'}, {}, 'mmcv and mmcv-lite are installed',
      r'^pip uninstall -y mmcv mmcv-lite && .*mmcv==2\.1\.0$'),
+    # transformers 5
+    ({**ONEDL, 'transformers': '5.24.0'},
+     {'mmpretrain.models': 'TypeError: NoneType takes no arguments'},
+     r'transformers 5\.24\.0 lacks what mmpretrain', r'^pip install "transformers<5"$'),
     # numpy 2 with the legacy stack
     ({**LEGACY, 'numpy': '2.2.6'}, {'mmcv': 'ImportError: numpy.core.multiarray failed to import'},
      r'numpy 2\.2\.6 with torch 2\.1\.2', '"numpy<2"'),

@@ -14,6 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import Registry
 from torch.utils.data import DataLoader
 
+from mmhcnet.doctor import CHECKS, Facts, installed_versions
 from mmhcnet.errors import UserError, nearest
 
 DOCTOR = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
@@ -110,4 +111,8 @@ def import_task(scope: str) -> None:
     try:
         import_module(f'{scope}.models')
     except Exception as error:  # a package that does not fit raises whatever it likes
-        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {DOCTOR}')
+        failure = {f'{scope}.models': f'{type(error).__name__}: {error}'}
+        found = [finding for check in CHECKS
+                 for finding in check(Facts(installed_versions(), failure))]
+        cure = f'{found[0].problem}: {found[0].cure}. ' if found else ''
+        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {cure}{DOCTOR}')

@@ -1,7 +1,8 @@
 import pytest
 
 from mmhcnet import HcNet
-from mmhcnet.cli.errors import explain, one_line_errors
+from mmhcnet.cli import errors
+from mmhcnet.cli.errors import explain, import_task, one_line_errors
 from mmhcnet.errors import UserError, require_packages
 
 
@@ -68,3 +69,17 @@ def test_missing_packages():
                                          'pip install nopack nopack2$'):
         with one_line_errors():
             require_packages('nopack', 'torch', 'nopack2')
+
+
+@pytest.mark.parametrize('scope', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_a_package_that_is_too_new_is_named_with_the_version_that_fits(monkeypatch, scope):
+    def import_module(name):
+        raise TypeError('NoneType takes no arguments')
+
+    monkeypatch.setattr(errors, 'import_module', import_module)
+    monkeypatch.setattr(errors, 'installed_versions', lambda: {'transformers': '5.24.0'})
+    with pytest.raises(SystemExit) as caught:
+        import_task(scope)
+    assert f'import {scope}.models fails: NoneType takes no arguments' in caught.value.code
+    assert 'transformers 5.24.0' in caught.value.code
+    assert 'pip install "transformers<5"' in caught.value.code
