@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from functools import partial
-from typing import Callable, List, Optional, Tuple, Union
+from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import get_rank
@@ -21,11 +21,14 @@ from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
 from mmhcnet.registry import LOOPS
 
 from .resumable_data import SeededDataset, seed_process
-from .tolerant_data import FAULTS, Collate
+from .tolerant_data import Collate, take_faults
 
 
-def _seeded_loader(dataloader: dict, endless: bool) -> dict:
-    """The config of a data loader, with its data set and batch sampler wrapped."""
+def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
+    """The config of a data loader, with its data set and batch sampler wrapped.
+
+    Samples that cannot be read are replaced only where a hook learns of it.
+    """
     if not isinstance(dataloader, dict):
         raise TypeError('train_dataloader must be a config, not an object, for a loop that can '
                         'be resumed exactly; for an object set train_cfg.type to '
@@ -36,7 +39,8 @@ def _seeded_loader(dataloader: dict, endless: bool) -> dict:
         dataset = DATASETS.build(dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
-    loader['dataset'] = SeededDataset(dataset)
+    tolerant = any(hasattr(hook, 'after_loading') for hook in runner.hooks)
+    loader['dataset'] = SeededDataset(dataset, tolerant)
     loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
     loader.setdefault('worker_init_fn', dict(type='mmhcnet.start_worker'))
     loader['batch_sampler'] = dict(
@@ -89,7 +93,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: dict, max_epochs: int, val_begin: int = 1,
                  val_interval: int = 1,
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
-        super().__init__(runner, _seeded_loader(dataloader, endless=False), max_epochs, val_begin,
+        super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs, val_begin,
                          val_interval, dynamic_intervals)
 
     def run_epoch(self) -> None:
@@ -110,8 +114,9 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
-    def run_iter(self, idx: int, data_batch: dict) -> None:
-        self.runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
+    def run_iter(self, idx: int, data_batch: Any) -> None:
+        data_batch, faults = take_faults(data_batch)
+        self.runner.call_hook('after_loading', faults=faults)
         seed_process(_seed_of(self.runner), get_rank(), self._iter)
         super().run_iter(idx, data_batch)
 
@@ -132,7 +137,7 @@ class IterTrainLoop(BaseLoop):
     def __init__(self, runner: Runner, dataloader: dict, max_iters: int, val_begin: int = 1,
                  val_interval: int = 1000,
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
-        super().__init__(runner, _seeded_loader(dataloader, endless=True))
+        super().__init__(runner, _seeded_loader(runner, dataloader, endless=True))
         self.max_iters = max_iters
         # The whole run counts as one epoch, as in mmengine.
         self.max_epochs = 1
@@ -174,10 +179,11 @@ class IterTrainLoop(BaseLoop):
         runner.call_hook('after_train')
         return runner.model
 
-    def run_iter(self, data_batch: dict) -> None:
+    def run_iter(self, data_batch: Any) -> None:
         """One training step with its hooks."""
         runner = self.runner
-        runner.call_hook('after_loading', faults=data_batch.pop(FAULTS, []))
+        data_batch, faults = take_faults(data_batch)
+        runner.call_hook('after_loading', faults=faults)
         seed_process(_seed_of(runner), get_rank(), self._iter)
         runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batch)
         outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)

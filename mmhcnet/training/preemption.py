@@ -1,6 +1,6 @@
 """A cluster takes the machine back (SIGTERM): write a checkpoint and end."""
 import signal
-from typing import Any, Optional, Sequence
+from typing import Any, Dict, Optional, Sequence
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -21,7 +21,8 @@ class PreemptionHook(Hook):
 
     ``--resume`` then goes on exactly there, within an epoch too. All ranks end after the same
     iteration. In a validation nothing is written: the run ends after the batch at hand, and goes on
-    from the newest checkpoint. A second SIGTERM ends the process at once.
+    from the newest checkpoint. A second SIGTERM goes to the handler from before training, which ends
+    the process at once unless the program around has one of its own.
 
     Args:
         signals (Sequence[str]): Names of the signals.
@@ -32,18 +33,22 @@ class PreemptionHook(Hook):
     def __init__(self, signals: Sequence[str] = ('SIGTERM', )):
         self.signals = [signal.Signals[name] for name in signals]
         self.received: Optional[signal.Signals] = None
+        # Signal -> its handler before training.
+        self._former: Dict[signal.Signals, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         for number in self.signals:
-            signal.signal(number, self._receive)
+            # None stands for a handler that is not of Python and cannot be set again from here.
+            self._former[number] = signal.signal(number, self._receive) or signal.SIG_DFL
 
     def after_train(self, runner: Runner) -> None:
-        for number in self.signals:
-            signal.signal(number, signal.SIG_DFL)
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
 
     def _receive(self, number: int, frame: Any) -> None:
         self.received = signal.Signals(number)
-        signal.signal(number, signal.SIG_DFL)
+        former = self._former[self.received]
+        signal.signal(number, signal.SIG_DFL if former is signal.SIG_IGN else former)
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Optional[dict] = None) -> None:
@@ -66,5 +71,6 @@ class PreemptionHook(Hook):
     def _end(self, runner: Runner, where: str) -> None:
         runner.logger.warning(f'{self.received.name if self.received else "Another rank"} ended '
                               f'the run in {where}. --resume goes on from there.')
+        self.after_train(runner)
         leave_distributed()
         raise SystemExit(EXIT_PREEMPTED)

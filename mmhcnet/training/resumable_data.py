@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, Dataset, Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
 
-from .tolerant_data import Sample, read_tolerantly
+from .tolerant_data import Loaded, read_tolerantly
 
 
 def _number(entropy: Sequence[int]) -> int:
@@ -100,15 +100,17 @@ class NumberedBatches:
 class SeededDataset(Dataset):
     """A data set whose samples are drawn with the seed that comes with their index.
 
-    One that cannot be read is replaced, and reported beside the one in its place. Everything else
-    is that of the data set inside.
+    Everything else is that of the data set inside.
 
     Args:
         dataset (Dataset): The data set.
+        tolerant (bool): A sample that cannot be read is replaced, and reported with the one in its
+            place.
     """
 
-    def __init__(self, dataset: Dataset):
+    def __init__(self, dataset: Dataset, tolerant: bool = False):
         self.dataset = dataset
+        self.tolerant = tolerant
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -117,13 +119,16 @@ class SeededDataset(Dataset):
         # mmengine copies the config of a data loader, and with it what may be gigabytes.
         return self
 
-    def __getitem__(self, draw: Draw) -> Sample:
+    def __getitem__(self, draw: Draw) -> Loaded:
         number = _number(draw.entropy)
         random.seed(number)
         np.random.seed(number % 2**32)
         # Not torch.manual_seed: in a worker that would touch CUDA.
         torch.default_generator.manual_seed(number % 2**63)
-        return read_tolerantly(self.dataset, int(draw))
+        index = int(draw)
+        if self.tolerant:
+            return read_tolerantly(self.dataset, index)
+        return Loaded(self.dataset[index], [])
 
     def __getattr__(self, name: str) -> Any:
         # Not found here. While unpickling, there is no data set yet.

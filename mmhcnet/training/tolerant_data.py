@@ -21,8 +21,8 @@ TRIES = 20
 NAMED = 5
 
 
-class Sample(NamedTuple):
-    """A sample and what could not be read before it in its place."""
+class Loaded(NamedTuple):
+    """A sample or a batch, and what could not be read before it in its place."""
     data: Any
     faults: List[str]
 
@@ -36,7 +36,7 @@ def path_of(dataset: Any, index: int) -> str:
         return f'sample {index}'
 
 
-def read_tolerantly(dataset: Any, index: int) -> Sample:
+def read_tolerantly(dataset: Any, index: int) -> Loaded:
     """A sample, or another one drawn at random in its place.
 
     Raises:
@@ -47,7 +47,7 @@ def read_tolerantly(dataset: Any, index: int) -> Sample:
         try:
             data = dataset[index]
             check_sample(data, source_of(dataset, index)[0])
-            return Sample(data, faults)
+            return Loaded(data, faults)
         except Exception as error:
             faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '
                           f'{" ".join(str(error).split())[:200]}')
@@ -57,21 +57,33 @@ def read_tolerantly(dataset: Any, index: int) -> Sample:
 
 
 class Collate:
-    """Batches samples with another function, and keeps their faults beside them.
+    """Batches samples with another function, and keeps their faults with them.
+
+    A batch without faults is what the other function returns. Faults are an entry of a dict; a batch
+    of another type is put into a :class:`Loaded` with them.
 
     Args:
-        function (Callable): Makes a dict of a list of samples.
+        function (Callable): Makes a batch of a list of samples.
     """
 
     def __init__(self, function: Callable):
         self.function = function
 
-    def __call__(self, samples: List[Sample]) -> dict:
+    def __call__(self, samples: List[Loaded]) -> Any:
         batch = self.function([sample.data for sample in samples])
         faults = [fault for sample in samples for fault in sample.faults]
-        if faults:
+        if faults and isinstance(batch, dict):
             batch[FAULTS] = faults
+        elif faults:
+            return Loaded(batch, faults)
         return batch
+
+
+def take_faults(batch: Any) -> Loaded:
+    """A batch that :class:`Collate` made, without the faults in it, and these."""
+    if isinstance(batch, Loaded):
+        return batch
+    return Loaded(batch, batch.pop(FAULTS, []) if isinstance(batch, dict) else [])
 
 
 @HOOKS.register_module()

@@ -111,6 +111,44 @@ def test_nothing_without_a_signal(tmp_path):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+@pytest.fixture
+def own_handler():
+    def handler(number, frame):
+        raise KeyboardInterrupt('the handler of the program around')
+
+    before = signal.signal(signal.SIGTERM, handler)
+    yield handler
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_former_handler_is_back(tmp_path, own_handler):
+    runner = toy_runner(tmp_path / 'a', dict(max_epochs=1))
+    runner.register_hook(PreemptionHook())
+    runner.train()
+    assert signal.getsignal(signal.SIGTERM) is own_handler
+    ended(toy_runner(tmp_path / 'b', dict(max_epochs=1)), 2)
+    assert signal.getsignal(signal.SIGTERM) is own_handler
+
+
+def test_a_second_signal_goes_to_the_former_handler(tmp_path, own_handler):
+    runner = toy_runner(tmp_path, dict(max_epochs=1))
+    runner.register_hook(PreemptionHook())
+    runner.register_hook(Signal(2))
+    runner.register_hook(Signal(2))
+    with pytest.raises(KeyboardInterrupt, match='of the program around'):
+        runner.train()
+
+
+def test_a_signal_that_was_ignored_ends_the_process_the_second_time(tmp_path):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    hook = PreemptionHook()
+    hook.before_train(None)
+    hook._receive(signal.SIGTERM, None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    hook.after_train(None)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
 def test_unknown_signal():
     with pytest.raises(KeyError, match='SIGFOO'):
         PreemptionHook(signals=['SIGFOO'])

@@ -1,4 +1,5 @@
 import pytest
+from mmengine.hooks import Hook
 
 from mmhcnet.cli.errors import explain
 from mmhcnet.errors import UserError
@@ -85,6 +86,50 @@ def test_a_bad_sample_ends_a_validation(tmp_path):
     runner._val_dataloader['dataset'] = Broken({3})
     with pytest.raises(OSError, match='truncated'):
         runner.train()
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_nothing_is_replaced_where_nobody_listens(tmp_path, workers):
+    """Our loops resume exactly; passing over bad samples is the hook's part."""
+    runner = toy_runner(tmp_path, dict(max_epochs=2), dataset=Broken({5}), workers=workers)
+    with pytest.raises(OSError, match='image file is truncated'):
+        runner.train()
+
+
+class Pairs(Broken):
+    """Its samples are no dicts."""
+
+    def __init__(self, bad=(), make=tuple):
+        super().__init__(bad)
+        self.make = make
+
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return self.make((sample['inputs'], sample['labels']))
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+@pytest.mark.parametrize('collate', ['pseudo_collate', 'default_collate'])
+@pytest.mark.parametrize('make', [tuple, list])
+@pytest.mark.parametrize('length', [dict(max_epochs=1), dict(max_iters=6)])
+def test_batches_that_are_no_dicts(tmp_path, length, make, collate, workers):
+    if workers and (collate, make) != ('pseudo_collate', list):
+        pytest.skip('workers do not depend on it')
+    seen, lines = [], []
+    runner = toy_runner(tmp_path, length, dataset=Pairs({5}, make), workers=workers)
+    runner._train_dataloader['collate_fn'] = dict(type=collate)
+    runner.logger.error = lines.append
+    runner.register_hook(DataFaultHook(max_share=1))
+
+    class See(Hook):
+
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append(data_batch)
+
+    runner.register_hook(See())
+    runner.train()
+    assert len(seen) == 6 and all(len(batch) == 2 for batch in seen)
+    assert [line for line in lines if line.startswith('Cannot read images/5.png: ')] == lines != []
 
 
 def test_share():
