@@ -1,6 +1,7 @@
 """Which implementation an operator runs: a fused Triton kernel or plain torch."""
 import importlib.util
 import os
+from typing import Optional
 
 import torch
 from torch import Tensor
@@ -56,3 +57,16 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
         raise RuntimeError(f"backend='triton' works in {_DTYPES}, got {others[0]}: "
                            "use backend='auto'")
     return True
+
+
+def needs_gradient(*inputs: Tensor) -> bool:
+    """Whether autograd is to record what is computed from these."""
+    return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+
+
+def check_offset(x: Tensor, offset: Optional[Tensor]) -> None:
+    """Raises a ValueError unless ``offset`` is None, (B, C) or (1, C) for ``x`` (B, C, H, W)."""
+    if offset is not None and (offset.dim() != 2 or offset.shape[1] != x.shape[1]
+                               or offset.shape[0] not in (1, x.shape[0])):
+        raise ValueError(f'a number per channel must be (B, C) = {tuple(x.shape[:2])} or (1, C), '
+                         f'got {tuple(offset.shape)}')

@@ -9,9 +9,10 @@ from mmhcnet.ops import backend
 
 
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
-def test_kernels_with_the_interpreter():
+@pytest.mark.parametrize('name', ['test_triton_kernels.py', 'test_pieces.py'])
+def test_kernels_with_the_interpreter(name):
     # In a process of its own: Triton reads the variable when a kernel is defined, once for all.
-    tests = Path(__file__).with_name('test_triton_kernels.py')
+    tests = Path(__file__).with_name(name)
     result = subprocess.run(
         [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider',
          str(tests)],

@@ -6,14 +6,14 @@ more instructions than the nine taps: it is evaluated once per pixel of a strip 
 (COLUMNS + 2) / COLUMNS times an element in the forward, exactly once in the backward, where only
 dy is needed on the margins.
 """
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import channels_last, empty_like, on_device
+from .launch import channels_last, empty_like, on_device, operator, wrap_triton
 from .strip import inside, load_row, place, store_row, strips
 
 # On compute capability 9.0 in bfloat16 72 registers a thread and 31 instructions an element for
@@ -41,19 +41,24 @@ def _tail(t):
 
 
 @triton.jit
-def _load_taps(w, c, C: tl.constexpr):
+def _load_taps(w, scale, sample, c, C: tl.constexpr):
+    """The nine taps of channels c, times the sample's scale."""
+    factor = 1.
+    if scale is not None:
+        factor = tl.load(scale + sample).to(tl.float32)
     taps = ()
     for t in tl.static_range(9):
-        taps = taps + (tl.load(w + c * 9 + t, mask=c < C, other=0).to(tl.float32), )
+        taps = taps + (tl.load(w + c * 9 + t, mask=c < C, other=0).to(tl.float32) * factor, )
     return taps
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _forward(x, w, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+def _forward(x, w, scale, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
+             COLUMNS: tl.constexpr):
     sample, _, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     x += sample * (H * W * C)
     y += sample * (H * W * C)
-    w = _load_taps(w, c, C)
+    w = _load_taps(w, scale, sample, c, C)
     # Row i of GELU(x) completes row i - 1 of y, and starts and continues two others.
     above = ()
     here = ()
@@ -83,16 +88,17 @@ def _forward(x, w, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS:
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _backward(dy, x, w, dx, dw, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
+def _backward(dy, x, w, scale, dx, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
               COLUMNS: tl.constexpr):
     sample, strip, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     dy += sample * (H * W * C)
     x += sample * (H * W * C)
     dx += sample * (H * W * C)
-    w = _load_taps(w, c, C)
-    sums = ()
+    w = _load_taps(w, scale, sample, c, C)
+    tap_sums = ()
     for _ in tl.static_range(9):
-        sums = sums + (tl.zeros((BLOCK, ), tl.float32), )
+        tap_sums = tap_sums + (tl.zeros((BLOCK, ), tl.float32), )
+    total = tl.zeros((BLOCK, ), tl.float32)
     masks = inside(j0, c, W, C, COLUMNS)
     wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
     up = load_row(dy, i0 - 1, j0 - 1, c, wide, H, W, C)
@@ -109,72 +115,62 @@ def _backward(dy, x, w, dx, dw, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr
             # The outputs that took x[i, j] by tap 0, 1, ... 8.
             took = (down[n + 2], down[n + 1], down[n], mid[n + 2], mid[n + 1], mid[n], up[n + 2],
                     up[n + 1], up[n])
-            total = w[0] * took[0]
+            d = w[0] * took[0]
             for t in tl.static_range(1, 9):
-                total += w[t] * took[t]
-            result = result + (slope * total, )
+                d += w[t] * took[t]
+            d *= slope
+            total += tl.where(masks[n], d, 0)
+            result = result + (d, )
             new_sums = ()
             for t in tl.static_range(9):
-                new_sums = new_sums + (sums[t] + v * cdf * took[t], )
-            sums = new_sums
+                new_sums = new_sums + (tap_sums[t] + v * cdf * took[t], )
+            tap_sums = new_sums
         store_row(dx, i, j0, c, masks, W, C, result)
         up = mid
         mid = down
-    dw += strip * (9 * C)
+    factor = 1.
+    if scale is not None:
+        factor = tl.load(scale + sample).to(tl.float32)
+    sums += strip * (10 * C) + c
     for t in tl.static_range(9):
-        tl.store(dw + t * C + c, sums[t], mask=c < C)
+        tl.store(sums + t * C, tap_sums[t] * factor, mask=c < C)
+    tl.store(sums + 9 * C, total, mask=c < C)
 
 
-@torch.library.custom_op('mmhcnet::gelu_dwconv', mutates_args=())
-def _gelu_dwconv(x: Tensor, weight: Tensor) -> Tensor:
-    x = channels_last(x)
-    y = empty_like(x, x.dtype)
-    if x.numel() == 0:
-        return y
-    _, channels, height, width = x.shape
-    grid, _, rows, block = strips(x, _COLUMNS)
-    with on_device(x):
-        _forward[grid](x, weight.contiguous(), y, height, width, rows, channels, block, _COLUMNS,
-                       num_warps=1)
-    return y
+@operator('gelu_dwconv_forward')
+def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> Tensor:
+    """:func:`mmhcnet.ops.gelu_dwconv_forward` as a fused kernel, channels last."""
+    p = channels_last(p)
+    g = empty_like(p, p.dtype)
+    if p.numel() == 0:
+        return g
+    _, channels, height, width = p.shape
+    grid, _, rows, block = strips(p, _COLUMNS)
+    with on_device(p):
+        wrap_triton(_forward, p)[grid](p, weight.contiguous(), scale, g, height, width, rows,
+                                       channels, block, _COLUMNS, num_warps=1)
+    return g
 
 
-@_gelu_dwconv.register_fake
-def _(x, weight):
-    return empty_like(x, x.dtype)
+@operator('gelu_dwconv_backward')
+def _gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor,
+                          scale: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+    """dp, and the sums over pixels: the gradients of the nine taps and of the bias, (10, C)."""
+    dg, p = channels_last(dg), channels_last(p)
+    dp = empty_like(p, p.dtype)
+    _, channels, height, width = p.shape
+    if p.numel() == 0:
+        return dp, p.new_zeros((10, channels), dtype=torch.float32)
+    grid, partial, rows, block = strips(p, _COLUMNS)
+    sums = p.new_empty((partial, 10, channels), dtype=torch.float32)
+    with on_device(p):
+        wrap_triton(_backward, p)[grid](dg, p, weight.contiguous(), scale, dp, sums, height, width,
+                                        rows, channels, block, _COLUMNS, num_warps=1)
+    return dp, sums.sum(0)
 
 
-@torch.library.custom_op('mmhcnet::gelu_dwconv_backward', mutates_args=())
-def _gelu_dwconv_backward(dy: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
-    dy, x = channels_last(dy), channels_last(x)
-    dx = empty_like(x, x.dtype)
-    if x.numel() == 0:
-        return dx, weight.new_zeros(weight.shape)
-    _, channels, height, width = x.shape
-    grid, partial, rows, block = strips(x, _COLUMNS)
-    dw = x.new_empty((partial, 9, channels), dtype=torch.float32)
-    with on_device(x):
-        _backward[grid](dy, x, weight.contiguous(), dx, dw, height, width, rows, channels, block,
-                        _COLUMNS, num_warps=1)
-    return dx, dw.sum(0).t().to(weight.dtype).contiguous().view(weight.shape)
-
-
-@_gelu_dwconv_backward.register_fake
-def _(dy, x, weight):
-    return empty_like(x, x.dtype), weight.new_empty(weight.shape)
-
-
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx, dy):
-    return torch.ops.mmhcnet.gelu_dwconv_backward(dy, *ctx.saved_tensors)
-
-
-_gelu_dwconv.register_autograd(_gradients, setup_context=_save)
-
-
-def gelu_dwconv(x: Tensor, weight: Tensor) -> Tensor:
-    """:func:`mmhcnet.ops.gelu_dwconv` as a fused kernel, channels last."""
-    return _gelu_dwconv(x, weight)
+def gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor,
+                         scale: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    """:func:`mmhcnet.ops.gelu_dwconv_backward` as a fused kernel, channels last."""
+    dp, sums = _gelu_dwconv_backward(dg, p, weight, scale)
+    return dp, sums[:9].t().view(weight.shape), sums[9]

@@ -6,14 +6,15 @@ bytes. The second kernel of each pair takes the samples in reverse order: the la
 still in the L2 cache. A sample is shared by several programs, so that a single large image keeps
 the whole GPU busy.
 """
-from typing import Tuple
+from typing import Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import channels_last, check_size, empty_like, on_device
+from .launch import (channels_last, check_size, empty_like, on_device, operator,
+                     wrap_triton)
 
 # Elements that a program of 4 warps holds at a time: 32 a thread for the statistics, else 8.
 _STATISTICS_BLOCK = 4096
@@ -26,16 +27,34 @@ _PROGRAMS = 2048
 _PARTS = 512
 
 
-@triton.jit(do_not_specialize=['blocks', 'parts'])
-def _statistics(x, means, squares, size, blocks, parts, BLOCK: tl.constexpr):
+@triton.jit
+def _load(x, offset, index, exists, C: tl.constexpr):
+    """x, less the offset of its channel, in float32; 0 where it does not exist."""
+    v = tl.load(x + index, mask=exists, other=0).to(tl.float32)
+    if offset is not None:
+        v -= tl.load(offset + index % C, mask=exists, other=0).to(tl.float32)
+    return v
+
+
+@triton.jit
+def _load_channels(t, c, C: tl.constexpr):
+    return tl.load(t + c, mask=c < C, other=0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=['blocks', 'parts', 'o_sample'])
+def _statistics(x, offset, means, squares, size, blocks, parts, o_sample, C: tl.constexpr,
+                BLOCK: tl.constexpr):
     """Of every part of a sample: mean, less the sample's first element, and squared deviations.
 
     Blocks are combined by Chan's formula. No sum is larger than the deviations make it, so
     |mean| >> std costs no digits.
     """
     pid = tl.program_id(0)
-    x += (pid // parts).to(tl.int64) * size
-    base = tl.load(x)
+    sample = pid // parts
+    x += sample.to(tl.int64) * size
+    if offset is not None:
+        offset += sample * o_sample
+    base = _load(x, offset, 0, True, C)
     first = pid % parts * blocks
     count = 0.
     mean = 0.
@@ -43,7 +62,7 @@ def _statistics(x, means, squares, size, blocks, parts, BLOCK: tl.constexpr):
     for block in range(first, tl.minimum(first + blocks, tl.cdiv(size, BLOCK))):
         index = block * BLOCK + tl.arange(0, BLOCK)
         exists = index < size
-        v = tl.load(x + index, mask=exists, other=base).to(tl.float32) - base.to(tl.float32)
+        v = tl.where(exists, _load(x, offset, index, exists, C) - base, 0)
         n = tl.minimum(size - block * BLOCK, BLOCK).to(tl.float32)
         block_mean = tl.sum(v) / n
         d = tl.where(exists, v - block_mean, 0)
@@ -57,7 +76,7 @@ def _statistics(x, means, squares, size, blocks, parts, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _combine(x, means, squares, size, part, parts, eps, PARTS: tl.constexpr):
+def _combine(base, means, squares, size, part, parts, eps, PARTS: tl.constexpr):
     """Mean and 1 / sqrt(variance + eps) of a sample, from those of its parts."""
     index = tl.arange(0, PARTS)
     exists = index < parts
@@ -68,14 +87,14 @@ def _combine(x, means, squares, size, part, parts, eps, PARTS: tl.constexpr):
     total = tl.sum(mean * share)
     d = mean - total
     variance = tl.sum(square) / size + tl.sum(d * d * share)
-    return tl.load(x).to(tl.float32) + total, tl.rsqrt(variance + eps)
+    return base + total, tl.rsqrt(variance + eps)
 
 
 @triton.jit
-def _place(batch, area, C, pixels, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
+def _place(batch, area, pixels, C: tl.constexpr, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
     """Of this program: sample, its offset, part among those of all samples, pixel, channels."""
     pid = tl.program_id(0)
-    blocks = tl.cdiv(C, BLOCK)
+    blocks: tl.constexpr = (C + BLOCK - 1) // BLOCK
     parts = tl.cdiv(area, pixels)
     c = pid % blocks * BLOCK + tl.arange(0, BLOCK)
     part = pid // blocks % parts
@@ -85,37 +104,45 @@ def _place(batch, area, C, pixels, BLOCK: tl.constexpr, REVERSED: tl.constexpr):
     return sample, sample.to(tl.int64) * area * C, sample * parts + part, part * pixels, c
 
 
-@triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'blocks', 'parts'])
-def _forward(x, weight, bias, means, squares, y, mean, rstd, eps, batch, area, C, pixels, blocks,
-             parts, PARTS: tl.constexpr, STATISTICS_BLOCK: tl.constexpr, BLOCK: tl.constexpr,
-             TILE: tl.constexpr):
-    sample, offset, _, first, c = _place(batch, area, C, pixels, BLOCK, True)
-    x += offset
-    y += offset
-    m, r = _combine(x, means + sample * parts, squares + sample * parts, area * C,
+@triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'blocks', 'parts', 'o_sample'])
+def _forward(x, weight, bias, offset, means, squares, y, mean, rstd, eps, batch, area, pixels,
+             blocks, parts, o_sample, C: tl.constexpr, PARTS: tl.constexpr,
+             STATISTICS_BLOCK: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+    sample, start, _, first, c = _place(batch, area, pixels, C, BLOCK, True)
+    x += start
+    y += start
+    if offset is not None:
+        offset += sample * o_sample
+    base = _load(x, offset, 0, True, C)
+    m, r = _combine(base, means + sample * parts, squares + sample * parts, area * C,
                     blocks * STATISTICS_BLOCK, parts, eps, PARTS)
     # All programs of a sample store the same numbers.
     tl.store(mean + sample, m)
     tl.store(rstd + sample, r)
-    scale = tl.load(weight + c, mask=c < C, other=0).to(tl.float32) * r
-    shift = tl.load(bias + c, mask=c < C, other=0).to(tl.float32)
+    scale = _load_channels(weight, c, C) * r
+    shift = _load_channels(bias, c, C)
+    centre = tl.zeros((BLOCK, ), tl.float32) + m
+    if offset is not None:
+        centre += _load_channels(offset, c, C)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
         pixel = p + tl.arange(0, TILE // BLOCK)
         index = pixel[:, None] * C + c[None, :]
         exists = (pixel < area)[:, None] & (c < C)[None, :]
         v = tl.load(x + index, mask=exists, other=0).to(tl.float32)
-        v = (v - m) * scale[None, :] + shift[None, :]
+        v = (v - centre[None, :]) * scale[None, :] + shift[None, :]
         tl.store(y + index, v.to(y.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=['batch', 'area', 'pixels'])
-def _sums(dy, x, mean, rstd, sums, batch, area, C, pixels, BLOCK: tl.constexpr,
-          TILE: tl.constexpr):
+@triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'o_sample'])
+def _sums(dy, x, offset, mean, rstd, sums, batch, area, pixels, o_sample, C: tl.constexpr,
+          BLOCK: tl.constexpr, TILE: tl.constexpr):
     """Of every part of a sample and channel: sum of dy, sum of dy times the normalised x."""
-    sample, offset, part, first, c = _place(batch, area, C, pixels, BLOCK, False)
-    dy += offset
-    x += offset
-    m = tl.load(mean + sample)
+    sample, start, part, first, c = _place(batch, area, pixels, C, BLOCK, False)
+    dy += start
+    x += start
+    centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
+    if offset is not None:
+        centre += _load_channels(offset + sample * o_sample, c, C)
     total = tl.zeros((TILE // BLOCK, BLOCK), tl.float32)
     product = tl.zeros((TILE // BLOCK, BLOCK), tl.float32)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
@@ -125,121 +152,149 @@ def _sums(dy, x, mean, rstd, sums, batch, area, C, pixels, BLOCK: tl.constexpr,
         d = tl.load(dy + index, mask=exists, other=0).to(tl.float32)
         v = tl.load(x + index, mask=exists, other=0).to(tl.float32)
         total += d
-        product += d * (v - m)
+        product += d * (v - centre[None, :])
     sums += part.to(tl.int64) * 2 * C + c
     tl.store(sums, tl.sum(total, 0), mask=c < C)
     tl.store(sums + C, tl.sum(product, 0) * tl.load(rstd + sample), mask=c < C)
 
 
-@triton.jit(do_not_specialize=['batch', 'area', 'pixels'])
-def _backward(dy, x, weight, mean, rstd, sums, dx, batch, area, C, pixels, BLOCK: tl.constexpr,
-              TILE: tl.constexpr):
+@triton.jit(do_not_specialize=['parts'])
+def _combine_sums(sums, weight, combined, means, size, parts, C: tl.constexpr,
+                  BLOCK: tl.constexpr, ROWS: tl.constexpr):
+    """Of every sample: its sums (2, C), and their means over the channels, times weight."""
+    sample = tl.program_id(0)
+    sums += sample.to(tl.int64) * parts * (2 * C)
+    combined += sample * (2 * C)
+    shift = 0.
+    slope = 0.
+    for block in range(0, C, BLOCK):
+        c = block + tl.arange(0, BLOCK)
+        total = tl.zeros((ROWS, BLOCK), tl.float32)
+        product = tl.zeros((ROWS, BLOCK), tl.float32)
+        for first in range(0, parts, ROWS):
+            row = first + tl.arange(0, ROWS)
+            index = row[:, None] * (2 * C) + c[None, :]
+            exists = (row < parts)[:, None] & (c < C)[None, :]
+            total += tl.load(sums + index, mask=exists, other=0)
+            product += tl.load(sums + C + index, mask=exists, other=0)
+        w = _load_channels(weight, c, C)
+        total_of_channel = tl.sum(total, 0)
+        product_of_channel = tl.sum(product, 0)
+        tl.store(combined + c, total_of_channel, mask=c < C)
+        tl.store(combined + C + c, product_of_channel, mask=c < C)
+        shift += tl.sum(total_of_channel * w)
+        slope += tl.sum(product_of_channel * w)
+    tl.store(means + 2 * sample, shift / size)
+    tl.store(means + 2 * sample + 1, slope / size)
+
+
+@triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'o_sample'])
+def _backward(dy, x, weight, offset, residual, mean, rstd, means, dx, batch, area, pixels,
+              o_sample, C: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
     """dx = rstd (dy weight - mean(dy weight) - x̂ mean(dy weight x̂)), x̂ the normalised x."""
-    sample, offset, _, first, c = _place(batch, area, C, pixels, BLOCK, True)
-    dy += offset
-    x += offset
-    dx += offset
-    m = tl.load(mean + sample)
+    sample, start, _, first, c = _place(batch, area, pixels, C, BLOCK, True)
+    dy += start
+    x += start
+    dx += start
+    if residual is not None:
+        residual += start
     r = tl.load(rstd + sample)
-    scale = tl.load(weight + c, mask=c < C, other=0).to(tl.float32) * r
-    size = (area * C).to(tl.float32)
-    shift = tl.load(sums + 2 * sample) / size * r
-    slope = tl.load(sums + 2 * sample + 1) / size * r * r
+    scale = _load_channels(weight, c, C) * r
+    shift = tl.load(means + 2 * sample) * r
+    slope = tl.load(means + 2 * sample + 1) * r * r
+    centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
+    if offset is not None:
+        centre += _load_channels(offset + sample * o_sample, c, C)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
         pixel = p + tl.arange(0, TILE // BLOCK)
         index = pixel[:, None] * C + c[None, :]
         exists = (pixel < area)[:, None] & (c < C)[None, :]
         d = tl.load(dy + index, mask=exists, other=0).to(tl.float32)
         v = tl.load(x + index, mask=exists, other=0).to(tl.float32)
-        d = d * scale[None, :] - shift - (v - m) * slope
+        d = d * scale[None, :] - shift - (v - centre[None, :]) * slope
+        if residual is not None:
+            d += tl.load(residual + index, mask=exists, other=0).to(tl.float32)
         tl.store(dx + index, d.to(dx.dtype.element_ty), mask=exists)
 
 
-def _tiles(x: Tensor) -> Tuple[Tuple[int], int, int, int]:
+def _parts(batch: int, size: int) -> Tuple[int, int]:
+    """For the statistics: blocks of a part, parts of a sample."""
+    blocks = triton.cdiv(size, _STATISTICS_BLOCK)
+    blocks = triton.cdiv(blocks, min(blocks, _PARTS, triton.cdiv(_PROGRAMS, batch)))
+    return blocks, triton.cdiv(size, blocks * _STATISTICS_BLOCK)
+
+
+def _tiles(batch: int, channels: int, area: int) -> Tuple[Tuple[int], int, int, int]:
     """Grid; parts of all samples, pixels and channels of a program."""
-    batch, channels, height, width = x.shape
     block = next((n for n in (64, 32) if channels % n == 0),
                  min(64, triton.next_power_of_2(channels)))
     pixels = max(_PIXELS, _TILE // block)
-    parts = batch * triton.cdiv(height * width, pixels)
+    parts = batch * triton.cdiv(area, pixels)
     return (parts * triton.cdiv(channels, block), ), parts, pixels, block
 
 
-@torch.library.custom_op('mmhcnet::group_norm_1', mutates_args=())
-def _group_norm_1(x: Tensor, weight: Tensor, bias: Tensor,
-                  eps: float) -> Tuple[Tensor, Tensor, Tensor]:
-    """y, and mean and 1 / sqrt(variance + eps) of every sample, (B,) in float32."""
+def _stride(offset: Optional[Tensor], channels: int) -> int:
+    return 0 if offset is None or offset.shape[0] == 1 else channels
+
+
+@operator('group_norm_1_forward')
+def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
+                         offset: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    """:func:`mmhcnet.ops.group_norm_1_forward` as a fused kernel, channels last."""
     x = channels_last(x)
     batch, channels, height, width = x.shape
     y = empty_like(x, x.dtype)
     mean, rstd = (x.new_empty(batch, dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         return y, mean.fill_(0), rstd.fill_(0)
-    check_size(x)
-    size = channels * height * width
-    blocks = triton.cdiv(size, _STATISTICS_BLOCK)
-    blocks = triton.cdiv(blocks, min(blocks, _PARTS, triton.cdiv(_PROGRAMS, batch)))
-    parts = triton.cdiv(size, blocks * _STATISTICS_BLOCK)
+    offset = None if offset is None else offset.contiguous()
+    area = height * width
+    blocks, parts = _parts(batch, channels * area)
+    grid, _, pixels, block = _tiles(batch, channels, area)
     means, squares = (x.new_empty(batch * parts, dtype=torch.float32) for _ in range(2))
-    grid, _, pixels, block = _tiles(x)
+    stride = _stride(offset, channels)
     with on_device(x):
-        _statistics[(batch * parts, )](x, means, squares, size, blocks, parts, _STATISTICS_BLOCK)
-        _forward[grid](x, weight.contiguous(), bias.contiguous(), means, squares, y, mean, rstd,
-                       eps, batch, height * width, channels, pixels, blocks, parts,
-                       triton.next_power_of_2(parts), _STATISTICS_BLOCK, block, _TILE)
+        wrap_triton(_statistics, x)[(batch * parts, )](
+            x, offset, means, squares, channels * area, blocks, parts, stride, channels,
+            _STATISTICS_BLOCK)
+        wrap_triton(_forward, x)[grid](
+            x, weight.contiguous(), bias.contiguous(), offset, means, squares, y, mean, rstd, eps,
+            batch, area, pixels, blocks, parts, stride, channels, triton.next_power_of_2(parts),
+            _STATISTICS_BLOCK, block, _TILE)
     return y, mean, rstd
 
 
-@_group_norm_1.register_fake
-def _(x, weight, bias, eps):
-    mean, rstd = (x.new_empty(x.shape[0], dtype=torch.float32) for _ in range(2))
-    return empty_like(x, x.dtype), mean, rstd
-
-
-@torch.library.custom_op('mmhcnet::group_norm_1_backward', mutates_args=())
-def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor,
-                           rstd: Tensor) -> Tuple[Tensor, Tensor]:
+@operator('group_norm_1_backward')
+def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
+                           residual: Optional[Tensor],
+                           offset: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
     """dx, and the gradients of bias and weight, (2, C) in float32."""
     dy, x = channels_last(dy), channels_last(x)
     batch, channels, height, width = x.shape
     dx = empty_like(x, x.dtype)
     if x.numel() == 0:
         return dx, x.new_zeros((2, channels), dtype=torch.float32)
-    grid, parts, pixels, block = _tiles(x)
+    residual = None if residual is None else channels_last(residual)
+    offset = None if offset is None else offset.contiguous()
+    area = height * width
+    grid, parts, pixels, block = _tiles(batch, channels, area)
     sums = x.new_empty((parts, 2, channels), dtype=torch.float32)
-    sizes = (batch, height * width, channels, pixels, block, _TILE)
+    combined = x.new_empty((batch, 2, channels), dtype=torch.float32)
+    means = x.new_empty((batch, 2), dtype=torch.float32)
+    sizes = (batch, area, pixels, _stride(offset, channels), channels, block, _TILE)
+    weight = weight.contiguous()
     with on_device(x):
-        _sums[grid](dy, x, mean, rstd, sums, *sizes)
-        sums = sums.view(batch, -1, 2, channels).sum(1)
-        _backward[grid](dy, x, weight.contiguous(), mean, rstd, (sums * weight).sum(2), dx, *sizes)
-    return dx, sums.sum(0)
+        wrap_triton(_sums, x)[grid](dy, x, offset, mean, rstd, sums, *sizes)
+        wrap_triton(_combine_sums, x)[(batch, )](sums, weight, combined, means, channels * area,
+                                                 parts // batch, channels, block, _TILE // block)
+        wrap_triton(_backward, x)[grid](dy, x, weight, offset, residual, mean, rstd, means, dx,
+                                        *sizes)
+    return dx, combined.sum(0)
 
 
-@_group_norm_1_backward.register_fake
-def _(dy, x, weight, mean, rstd):
-    return empty_like(x, x.dtype), x.new_empty((2, x.shape[1]), dtype=torch.float32)
-
-
-def _save(ctx, inputs, output):
-    x, weight, bias, _ = inputs
-    _, mean, rstd = output
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, mean, rstd)
-    ctx.bias_dtype = bias.dtype
-
-
-def _gradients(ctx, dy, dmean, drstd):
-    x, weight, mean, rstd = ctx.saved_tensors
-    dx, affine = torch.ops.mmhcnet.group_norm_1_backward(dy, x, weight, mean, rstd)
-    return dx, affine[1].to(weight.dtype), affine[0].to(ctx.bias_dtype), None
-
-
-_group_norm_1.register_autograd(_gradients, setup_context=_save)
-
-
-def group_norm_1(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """:func:`mmhcnet.ops.group_norm_1` as a fused kernel, channels last."""
-    if not weight.shape == bias.shape == x.shape[1:2]:
-        raise ValueError(f'weight and bias must be (C,) = ({x.shape[1]},) for x of '
-                         f'{tuple(x.shape)}, got {tuple(weight.shape)} and {tuple(bias.shape)}')
-    return _group_norm_1(x, weight, bias, eps)[0]
+def group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
+                          residual: Optional[Tensor],
+                          offset: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+    """:func:`mmhcnet.ops.group_norm_1_backward` as fused kernels, channels last."""
+    dx, affine = _group_norm_1_backward(dy, x, weight, mean, rstd, residual, offset)
+    return dx, affine[1], affine[0]

@@ -1,23 +1,24 @@
-"""The heat step in one pass, both stencils.
+"""The heat step and its gradients, a pass each, both stencils.
 
-Forward: one read of z, one write of z', 4 bytes an element in 16 bits. Backward: one read of dz',
-one of z, one write of dz, 6 bytes. The gradients of w and k are combinations of
-S[b, c, n] = Σ_ij dz'[i, j] (z[neighbour n] - z[i, j]): dw[c, n] = Σ_b k[b, c] S[b, c, n] and
-dk[b, c] = Σ_n w[c, n] S[b, c, n]; with the isotropic stencil dk[b, c] = Σ_ij dz'[i, j] h[i, j].
+Forward: one read of z, one write of z', 4 bytes an element in 16 bits. Gradients of w and k: one
+read of dz', one of z, 4 bytes. Gradient of z: one read of dz', one write of dz, 4 bytes. They are
+apart because the rate k may depend on z: its gradient is needed before that of z can be written.
+
+The gradients of w and k are combinations of S[b, c, n] = Σ_ij dz'[i, j] (z[neighbour n] - z[i, j]):
+dw[c, n] = Σ_b k[b, c] S[b, c, n] and dk[b, c] = Σ_n w[c, n] S[b, c, n]; with the isotropic stencil
+dk[b, c] = Σ_ij dz'[i, j] h[i, j].
 """
-from typing import Optional, Tuple, Union
+from typing import Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import channels_last, empty_like, on_device
+from .launch import channels_last, empty_like, on_device, operator, wrap_triton
 from .strip import inside, load_row, place, store_row, strips
 
-# The backward holds rows of two fields: with 4 columns some 100 registers a thread.
 _COLUMNS = 7
-_BACKWARD_COLUMNS = 4
 
 
 @triton.jit
@@ -55,14 +56,24 @@ def _load_weights(w, c, C: tl.constexpr):
     return weights
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel'])
-def _anisotropic_forward(z, w, k, out, H, W, rows, k_sample, k_channel, C: tl.constexpr,
-                         BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit
+def _load_added(added, sample, a_sample, c, C: tl.constexpr):
+    """What is added to every pixel of channels c."""
+    if added is None:
+        return 0.
+    else:
+        return tl.load(added + sample * a_sample + c, mask=c < C, other=0).to(tl.float32)
+
+
+@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
+def _anisotropic_forward(z, w, k, added, out, H, W, rows, k_sample, k_channel, a_sample,
+                         C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     sample, _, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     z += sample * (H * W * C)
     out += sample * (H * W * C)
     w = _load_weights(w, c, C)
     k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
+    added = _load_added(added, sample, a_sample, c, C)
     masks = inside(j0, c, W, C, COLUMNS)
     offsets = _nearest(j0 - 1, c, W, C, COLUMNS + 2)
     # Replicated pixels: no difference to a neighbour that is not there, no flux.
@@ -75,63 +86,72 @@ def _anisotropic_forward(z, w, k, out, H, W, rows, k_sample, k_channel, C: tl.co
             here = mid[n + 1]
             flux = (w[0] * (down[n + 1] - here) + w[1] * (up[n] - here) +
                     w[2] * (mid[n + 2] - here) + w[3] * (mid[n] - here))
-            result = result + (here + k * flux, )
+            result = result + (here + k * flux + added, )
         store_row(out, i, j0, c, masks, W, C, result)
         up = _centre(mid, COLUMNS)
         mid = down
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel'])
-def _anisotropic_backward(dout, z, w, k, dz, sums, H, W, rows, k_sample, k_channel,
-                          C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=['H', 'W', 'rows'])
+def _anisotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
+                      COLUMNS: tl.constexpr):
     sample, strip, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     dout += sample * (H * W * C)
     z += sample * (H * W * C)
-    dz += sample * (H * W * C)
-    w = _load_weights(w, c, C)
-    k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
     masks = inside(j0, c, W, C, COLUMNS)
-    wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
     offsets = _nearest(j0 - 1, c, W, C, COLUMNS + 2)
-    zero = tl.zeros((BLOCK, ), tl.float32)
-    down_sum = zero
-    up_sum = zero
-    right_sum = zero
-    left_sum = zero
+    down_sum = tl.zeros((BLOCK, ), tl.float32)
+    up_sum = down_sum
+    right_sum = down_sum
+    left_sum = down_sum
     up = _centre(_load_replicated(z, i0 - 1, offsets, c, H, W, C), COLUMNS)
     mid = _load_replicated(z, i0, offsets, c, H, W, C)
-    d_up = load_row(dout, i0 - 1, j0, c, masks, H, W, C)
-    d_mid = load_row(dout, i0, j0 - 1, c, wide, H, W, C)
     for i in range(i0, tl.minimum(i0 + rows, H)):
         down = _load_replicated(z, i + 1, offsets, c, H, W, C)
-        d_down = load_row(dout, i + 1, j0 - 1, c, wide, H, W, C)
-        taken_in_column = tl.where(i < H - 1, w[0], 0) + tl.where(i > 0, w[1], 0) + w[3]
-        result = ()
+        d = load_row(dout, i, j0, c, masks, H, W, C)
         for n in tl.static_range(COLUMNS):
             here = mid[n + 1]
-            d = d_mid[n + 1]
-            down_sum += d * (down[n + 1] - here)
-            up_sum += d * (up[n] - here)
-            right_sum += d * (mid[n + 2] - here)
-            left_sum += d * (mid[n] - here)
-            # What the neighbours took from this pixel, less what it took from them.
-            given = (w[0] * d_up[n] + w[1] * d_down[n + 1] + w[2] * d_mid[n] +
-                     w[3] * d_mid[n + 2])
-            taken = taken_in_column + tl.where(j0 + n < W - 1, 1., 0.) * w[2]
-            if n == 0:
-                taken -= tl.where(j0 == 0, 1., 0.) * w[3]
-            flux = given - taken * d
-            result = result + (d + k * flux, )
-        store_row(dz, i, j0, c, masks, W, C, result)
+            down_sum += d[n] * (down[n + 1] - here)
+            up_sum += d[n] * (up[n] - here)
+            right_sum += d[n] * (mid[n + 2] - here)
+            left_sum += d[n] * (mid[n] - here)
         up = _centre(mid, COLUMNS)
         mid = down
-        d_up = _centre(d_mid, COLUMNS)
-        d_mid = d_down
     sums += strip * (4 * C) + c
     tl.store(sums, down_sum, mask=c < C)
     tl.store(sums + C, up_sum, mask=c < C)
     tl.store(sums + 2 * C, right_sum, mask=c < C)
     tl.store(sums + 3 * C, left_sum, mask=c < C)
+
+
+@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
+def _anisotropic_transposed(dout, w, k, added, dz, H, W, rows, k_sample, k_channel, a_sample,
+                            C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    sample, _, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
+    dout += sample * (H * W * C)
+    dz += sample * (H * W * C)
+    w = _load_weights(w, c, C)
+    k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
+    added = _load_added(added, sample, a_sample, c, C)
+    masks = inside(j0, c, W, C, COLUMNS)
+    wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
+    up = load_row(dout, i0 - 1, j0, c, masks, H, W, C)
+    mid = load_row(dout, i0, j0 - 1, c, wide, H, W, C)
+    for i in range(i0, tl.minimum(i0 + rows, H)):
+        down = load_row(dout, i + 1, j0 - 1, c, wide, H, W, C)
+        taken_in_column = tl.where(i < H - 1, w[0], 0) + tl.where(i > 0, w[1], 0) + w[3]
+        result = ()
+        for n in tl.static_range(COLUMNS):
+            d = mid[n + 1]
+            # What the neighbours took from this pixel, less what it took from them.
+            given = w[0] * up[n] + w[1] * down[n + 1] + w[2] * mid[n] + w[3] * mid[n + 2]
+            taken = taken_in_column + tl.where(j0 + n < W - 1, 1., 0.) * w[2]
+            if n == 0:
+                taken -= tl.where(j0 == 0, 1., 0.) * w[3]
+            result = result + (d + k * (given - taken * d) + added, )
+        store_row(dz, i, j0, c, masks, W, C, result)
+        up = _centre(mid, COLUMNS)
+        mid = down
 
 
 @triton.jit
@@ -180,13 +200,14 @@ def _threes(row):
     return sums
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel'])
-def _isotropic_forward(z, k, out, H, W, rows, k_sample, k_channel, C: tl.constexpr,
-                       BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
+def _isotropic_forward(z, k, added, out, H, W, rows, k_sample, k_channel, a_sample,
+                       C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
     sample, _, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     z += sample * (H * W * C)
     out += sample * (H * W * C)
     k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
+    added = _load_added(added, sample, a_sample, c, C)
     masks = inside(j0, c, W, C, COLUMNS)
     wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
     up = _threes(load_row(z, i0 - 1, j0 - 1, c, wide, H, W, C))
@@ -200,21 +221,19 @@ def _isotropic_forward(z, k, out, H, W, rows, k_sample, k_channel, C: tl.constex
         result = ()
         for n in tl.static_range(COLUMNS):
             flux = (up[n] + mid[n] + down[n] - pixels[n] * here[n]) * inverse[n]
-            result = result + (here[n] + k * flux, )
+            result = result + (here[n] + k * flux + added, )
         store_row(out, i, j0, c, masks, W, C, result)
         up = mid
         mid = down
         here = _centre(row, COLUMNS)
 
 
-@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel'])
-def _isotropic_backward(dout, z, k, dz, sums, H, W, rows, k_sample, k_channel, C: tl.constexpr,
-                        BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+@triton.jit(do_not_specialize=['H', 'W', 'rows'])
+def _isotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
+                    COLUMNS: tl.constexpr):
     sample, strip, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
     dout += sample * (H * W * C)
     z += sample * (H * W * C)
-    dz += sample * (H * W * C)
-    k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
     masks = inside(j0, c, W, C, COLUMNS)
     wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
     total = tl.zeros((BLOCK, ), tl.float32)
@@ -222,115 +241,125 @@ def _isotropic_backward(dout, z, k, dz, sums, H, W, rows, k_sample, k_channel, C
     row = load_row(z, i0, j0 - 1, c, wide, H, W, C)
     mid = _threes(row)
     here = _centre(row, COLUMNS)
-    # What each neighbour of a pixel gets of its dz', but for k.
-    d = _shares(dout, i0 - 1, j0 - 1, c, wide, H, W, C)
-    d_up = _threes(d)
-    d = _shares(dout, i0, j0 - 1, c, wide, H, W, C)
-    d_mid = _threes(d)
-    d_here = _centre(d, COLUMNS)
     for i in range(i0, tl.minimum(i0 + rows, H)):
         row = load_row(z, i + 1, j0 - 1, c, wide, H, W, C)
         down = _threes(row)
-        d = _shares(dout, i + 1, j0 - 1, c, wide, H, W, C)
-        d_down = _threes(d)
-        pixels, _ = _window(i, j0, H, W, COLUMNS)
+        d = load_row(dout, i, j0, c, masks, H, W, C)
+        pixels, inverse = _window(i, j0, H, W, COLUMNS)
+        for n in tl.static_range(COLUMNS):
+            flux = (up[n] + mid[n] + down[n] - pixels[n] * here[n]) * inverse[n]
+            total += d[n] * flux
+        up = mid
+        mid = down
+        here = _centre(row, COLUMNS)
+    tl.store(sums + strip * C + c, total, mask=c < C)
+
+
+@triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
+def _isotropic_transposed(dout, k, added, dz, H, W, rows, k_sample, k_channel, a_sample,
+                          C: tl.constexpr, BLOCK: tl.constexpr, COLUMNS: tl.constexpr):
+    sample, _, i0, j0, c = place(H, W, C, rows, BLOCK, COLUMNS)
+    dout += sample * (H * W * C)
+    dz += sample * (H * W * C)
+    k = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
+    added = _load_added(added, sample, a_sample, c, C)
+    masks = inside(j0, c, W, C, COLUMNS)
+    wide = inside(j0 - 1, c, W, C, COLUMNS + 2)
+    # What each neighbour of a pixel gets of its dz', but for k.
+    up = _threes(_shares(dout, i0 - 1, j0 - 1, c, wide, H, W, C))
+    row = _shares(dout, i0, j0 - 1, c, wide, H, W, C)
+    mid = _threes(row)
+    here = _centre(row, COLUMNS)
+    for i in range(i0, tl.minimum(i0 + rows, H)):
+        row = _shares(dout, i + 1, j0 - 1, c, wide, H, W, C)
+        down = _threes(row)
+        pixels, inverse = _window(i, j0, H, W, COLUMNS)
         result = ()
         for n in tl.static_range(COLUMNS):
-            total += d_here[n] * (up[n] + mid[n] + down[n] - pixels[n] * here[n])
-            flux = d_up[n] + d_mid[n] + d_down[n] - pixels[n] * d_here[n]
-            whole = d_here[n] * tl.maximum(pixels[n] - 1, 1)
-            result = result + (whole + k * flux, )
+            flux = up[n] + mid[n] + down[n] - pixels[n] * here[n]
+            whole = here[n] * tl.maximum(pixels[n] - 1, 1)
+            result = result + (whole + k * flux + added, )
         store_row(dz, i, j0, c, masks, W, C, result)
         up = mid
         mid = down
         here = _centre(row, COLUMNS)
-        d_up = d_mid
-        d_mid = d_down
-        d_here = _centre(d, COLUMNS)
-    tl.store(sums + strip * C + c, total, mask=c < C)
 
 
-@torch.library.custom_op('mmhcnet::heat_step', mutates_args=())
-def _heat_step(z: Tensor, w: Optional[Tensor], k: Tensor) -> Tensor:
+def _sizes(x: Tensor, k: Tensor, added: Optional[Tensor], rows: int, block: int) -> tuple:
+    _, channels, height, width = x.shape
+    a_sample = 0 if added is None or added.shape[0] == 1 else channels
+    return (height, width, rows, k.stride(0), k.stride(1), a_sample, channels, block, _COLUMNS)
+
+
+@operator('heat_step_forward')
+def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Tensor,
+                      offset: Optional[Tensor]) -> Tensor:
+    """:func:`mmhcnet.ops.heat_step_forward` as a fused kernel, channels last."""
     z = channels_last(z)
     out = empty_like(z, torch.result_type(z, k))
     if z.numel() == 0:
         return out
-    batch, channels, height, width = z.shape
-    k = k.expand(batch, channels, 1, 1)
+    k = k.expand(z.shape[0], z.shape[1], 1, 1)
+    offset = None if offset is None else offset.contiguous()
     grid, _, rows, block = strips(z, _COLUMNS)
-    sizes = (height, width, rows, k.stride(0), k.stride(1), channels, block, _COLUMNS)
+    sizes = _sizes(z, k, offset, rows, block)
     with on_device(z):
         if w is None:
-            _isotropic_forward[grid](z, k, out, *sizes, num_warps=1)
+            wrap_triton(_isotropic_forward, z)[grid](z, k, offset, out, *sizes, num_warps=1)
         else:
-            _anisotropic_forward[grid](z, w.contiguous(), k, out, *sizes, num_warps=1)
+            wrap_triton(_anisotropic_forward, z)[grid](z, w.contiguous(), k, offset, out, *sizes,
+                                                       num_warps=1)
     return out
 
 
-@_heat_step.register_fake
-def _(z, w, k):
-    return empty_like(z, torch.result_type(z, k))
-
-
-@torch.library.custom_op('mmhcnet::heat_step_backward', mutates_args=())
-def _heat_step_backward(dout: Tensor, z: Tensor, w: Optional[Tensor],
-                        k: Tensor) -> Tuple[Tensor, Tensor]:
-    """dz, and the sums S of the module's docstring: (B, 4, C), or (B, 1, C) of dz' h."""
+@operator('heat_step_sums')
+def _heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
+                    k: Tensor) -> Tuple[Tensor, Tensor]:
+    """dk (B, C), and dw (C, 4), or (C, 0) without w."""
     dout, z = channels_last(dout), channels_last(z)
     batch, channels, height, width = z.shape
     terms = 1 if w is None else 4
-    dz = empty_like(z, z.dtype)
     if z.numel() == 0:
-        return dz, z.new_zeros((batch, terms, channels), dtype=torch.float32)
-    k = k.expand(batch, channels, 1, 1)
-    grid, partial, rows, block = strips(z, _BACKWARD_COLUMNS)
+        return tuple(z.new_zeros(shape, dtype=torch.float32)
+                     for shape in ((batch, channels), (channels, 0 if w is None else 4)))
+    grid, partial, rows, block = strips(z, _COLUMNS)
     sums = z.new_empty((partial, terms, channels), dtype=torch.float32)
-    sizes = (height, width, rows, k.stride(0), k.stride(1), channels, block, _BACKWARD_COLUMNS)
+    sizes = (height, width, rows, channels, block, _COLUMNS)
     with on_device(z):
         if w is None:
-            _isotropic_backward[grid](dout, z, k, dz, sums, *sizes, num_warps=1)
+            wrap_triton(_isotropic_sums, z)[grid](dout, z, sums, *sizes, num_warps=1)
         else:
-            _anisotropic_backward[grid](dout, z, w.contiguous(), k, dz, sums, *sizes, num_warps=1)
-    return dz, sums.view(batch, -1, terms, channels).sum(1)
+            wrap_triton(_anisotropic_sums, z)[grid](dout, z, sums, *sizes, num_warps=1)
+    sums = sums.view(batch, partial // batch, terms, channels).sum(1)
+    if w is None:
+        return sums.view(batch, channels), sums.new_empty((channels, 0))
+    return (sums * w.t()).sum(1), (sums * k.view(batch, 1, channels)).sum(0).t().contiguous()
 
 
-@_heat_step_backward.register_fake
-def _(dout, z, w, k):
-    sums = z.new_empty((z.shape[0], 1 if w is None else 4, z.shape[1]), dtype=torch.float32)
-    return empty_like(z, z.dtype), sums
+def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
+                   k: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+    """:func:`mmhcnet.ops.heat_step_sums` as a fused kernel."""
+    dk, dw = _heat_step_sums(dout, z, w, k)
+    return dk[:, :, None, None], None if w is None else dw
 
 
-def _save(ctx, inputs, output):
-    ctx.save_for_backward(*inputs)
-
-
-def _gradients(ctx, dout):
-    z, w, k = ctx.saved_tensors
-    dz, sums = torch.ops.mmhcnet.heat_step_backward(dout, z, w, k)
-    batch, terms, channels = sums.shape
-    dw = dk = None
-    if ctx.needs_input_grad[1]:
-        rate = k.expand(batch, channels, 1, 1).reshape(batch, 1, channels)
-        dw = (sums * rate).sum(0).t().to(w.dtype)
-    if ctx.needs_input_grad[2]:
-        dk = (sums if w is None else sums * w.t()).sum(1)
-        dk = dk.view(batch, channels, 1, 1).sum_to_size(k.shape).to(k.dtype)
-    return dz, dw, dk
-
-
-_heat_step.register_autograd(_gradients, setup_context=_save)
-
-
-def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor:
-    """:func:`mmhcnet.ops.heat_step` as a fused kernel, channels last.
-
-    Raises:
-        ValueError: ``k`` does not broadcast to (B, C, 1, 1).
-    """
-    if not isinstance(k, Tensor):
-        k = z.new_full((), k, dtype=torch.float32)
-    shape = (z.shape[0], z.shape[1], 1, 1)
-    if k.dim() > 4 or any(n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1])):
-        raise ValueError(f'k must broadcast to (B, C, 1, 1) = {shape}, got {tuple(k.shape)}')
-    return _heat_step(z, w, k)
+@operator('heat_step_transposed')
+def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Tensor,
+                         mean_grad: Optional[Tensor]) -> Tensor:
+    """:func:`mmhcnet.ops.heat_step_transposed` as a fused kernel, channels last."""
+    dout = channels_last(dout)
+    dz = empty_like(dout, dout.dtype)
+    if dout.numel() == 0:
+        return dz
+    k = k.expand(dout.shape[0], dout.shape[1], 1, 1)
+    mean_grad = None if mean_grad is None else mean_grad.contiguous()
+    grid, _, rows, block = strips(dout, _COLUMNS)
+    sizes = _sizes(dout, k, mean_grad, rows, block)
+    with on_device(dout):
+        if w is None:
+            wrap_triton(_isotropic_transposed, dout)[grid](dout, k, mean_grad, dz, *sizes,
+                                                           num_warps=1)
+        else:
+            wrap_triton(_anisotropic_transposed, dout)[grid](dout, w.contiguous(), k, mean_grad,
+                                                             dz, *sizes, num_warps=1)
+    return dz

@@ -7,7 +7,8 @@ else from the caches, nothing is exchanged between threads, and sums over pixels
 in a program. How many columns: more cost registers, of which 96 a thread let 20 programs run on
 a multiprocessor, fewer cost reads; maps of a 224² image are 56, 28, 14 and 7 wide.
 """
-from typing import NamedTuple, Tuple
+import functools
+from typing import Tuple
 
 import triton
 import triton.language as tl
@@ -19,18 +20,20 @@ from .launch import check_size
 _PROGRAMS = 8192
 
 
-class Strips(NamedTuple):
-    """Programs that cover a field: ``grid`` in all, ``partial`` for each block of channels."""
-    grid: Tuple[int]
-    partial: int
-    rows: int
-    block: int
+def strips(x: Tensor, columns: int) -> Tuple[Tuple[int], int, int, int]:
+    """Cuts a field (B, C, H, W) into strips, as long as leaves work for the whole GPU.
+
+    Returns:
+        tuple: The grid; programs of each block of channels; rows and channels of a program.
+    """
+    # What torch.compile calls a size may be a symbol, which cannot be looked up.
+    known = all(type(n) is int for n in x.shape)
+    return (_cached_strips if known else _strips)(*x.shape, columns)
 
 
-def strips(x: Tensor, columns: int) -> Strips:
-    """Cuts a field (B, C, H, W) into strips, as long as leaves work for the whole GPU."""
-    batch, channels, height, width = x.shape
-    check_size(x)
+def _strips(batch: int, channels: int, height: int, width: int,
+            columns: int) -> Tuple[Tuple[int], int, int, int]:
+    check_size(batch, channels, height, width)
     block = min(64, triton.next_power_of_2(channels))
     blocks = triton.cdiv(channels, block)
     beside = triton.cdiv(width, columns)
@@ -38,7 +41,10 @@ def strips(x: Tensor, columns: int) -> Strips:
     while rows >= 14 and batch * blocks * beside * triton.cdiv(height, rows) < _PROGRAMS:
         rows = triton.cdiv(rows, 2)
     partial = batch * beside * triton.cdiv(height, rows)
-    return Strips((partial * blocks, ), partial, rows, block)
+    return (partial * blocks, ), partial, rows, block
+
+
+_cached_strips = functools.lru_cache(maxsize=None)(_strips)
 
 
 @triton.jit
