@@ -7,7 +7,7 @@ from typing import Any, Callable, ContextManager, Sequence
 import torch
 from torch import Tensor
 
-from mmhcnet.stack import is_compiling
+from mmhcnet.tracing import is_compiling
 
 # Triton reads the variable when a kernel is defined, once for all.
 INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
