@@ -20,7 +20,9 @@ from mmengine.runner.utils import calc_dynamic_intervals
 from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
 from mmhcnet.registry import LOOPS
 
+from .image_files import read_through_backend
 from .resumable_data import SeededDataset, seed_process
+from .sample_rules import sources
 from .tolerant_data import Collate, take_faults
 
 
@@ -40,6 +42,8 @@ def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     tolerant = any(hasattr(hook, 'after_loading') for hook in runner.hooks)
+    for source in sources(dataset) if tolerant else ():
+        read_through_backend(source)
     loader['dataset'] = SeededDataset(dataset, tolerant)
     loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
     loader.setdefault('worker_init_fn', dict(type='mmhcnet.start_worker'))

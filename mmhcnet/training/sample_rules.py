@@ -4,13 +4,14 @@ OpenCV fills an image file that is cut short and only warns; mmseg takes a label
 with any ids; mmdet leaves boxes without area out and says nothing.
 """
 import bisect
+import io
 import json
 import os
-from typing import Any, Iterator, Optional, Tuple
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
 
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
-# Some writers put a few bytes behind the end of an image.
-TAIL = 4096
+START_OF_SCAN, END_OF_IMAGE = b'\xff\xda', b'\xff\xd9'
 # Training leaves a box out that has no side of a pixel, or of which none lies in the image.
 LEAST_SIDE = 1
 
@@ -19,27 +20,50 @@ class BadSample(ValueError):
     """A sample that must not be trained on."""
 
 
-def is_cut(path: str) -> bool:
+def is_cut(file: Union[str, bytes]) -> bool:
     """Whether a JPEG or PNG file ends before its image does.
 
-    A file without an end marker near its end is decoded to know: phones put films behind a photo.
+    What follows the image does not matter: phones put films there. A file without an end marker is
+    decoded to know.
 
     Args:
-        path (str): A local file; one of another format counts as whole, because OpenCV refuses it
-            itself when it is cut short.
+        file (str or bytes): A local path or the content of a file; one of another format counts as
+            whole, because OpenCV refuses it itself when it is cut short.
     """
-    with open(path, 'rb') as file:
-        head = file.read(len(PNG))
-        end = next((end for start, end in ((JPEG, b'\xff\xd9'), (PNG, b'IEND'))
-                    if head.startswith(start)), b'')
-        file.seek(max(0, os.path.getsize(path) - TAIL))
-        return end not in file.read() and not _decodes(path)
+    content = _content(file)
+    return not _has_end(content) and not _decodes(content)
 
 
-def _decodes(path: str) -> bool:
+def _content(file: Union[str, bytes]) -> bytes:
+    return file if isinstance(file, bytes) else Path(file).read_bytes()
+
+
+def _has_end(content: bytes) -> bool:
+    """Whether the end marker of a JPEG or PNG file is where its own structure leads."""
+    if content.startswith(PNG):
+        at = len(PNG)
+        while at + 12 <= len(content):
+            # Length of the data, name, data, checksum.
+            length, name = int.from_bytes(content[at:at + 4], 'big'), content[at + 4:at + 8]
+            at += 12 + length
+            if name == b'IEND':
+                return at <= len(content)
+        return False
+    if content.startswith(JPEG):
+        at = len(JPEG)
+        # A segment may hold a thumbnail with an end marker; in the pixels there is none.
+        while content[at:at + 2] != START_OF_SCAN:
+            if at + 4 > len(content) or content[at] != 0xff:
+                return False
+            at += 2 + int.from_bytes(content[at + 2:at + 4], 'big')
+        return content.rfind(END_OF_IMAGE, at) >= 0
+    return True
+
+
+def _decodes(content: bytes) -> bool:
     from PIL import Image
     try:
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(content)) as image:
             image.load()
     except Image.DecompressionBombError:
         # Pillow's limit for images from strangers says nothing of the file.
@@ -49,10 +73,13 @@ def _decodes(path: str) -> bool:
     return True
 
 
-def png_size(path: str) -> Optional[Tuple[int, int]]:
-    """Height and width that a PNG file states, or None for a file of another format."""
-    with open(path, 'rb') as file:
-        head = file.read(24)
+def png_size(file: Union[str, bytes]) -> Optional[Tuple[int, int]]:
+    """Height and width that a PNG file states, or None for a file of another format.
+
+    Args:
+        file (str or bytes): A local path or the content of a file.
+    """
+    head = _content(file)[:24]
     if not head.startswith(PNG):
         return None
     return int.from_bytes(head[20:24], 'big'), int.from_bytes(head[16:20], 'big')
@@ -107,12 +134,15 @@ def ids_without_class(labels: Any, classes: int, ignore_index: int) -> Any:
     return ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
 
 
-def check_sample(sample: Any, dataset: Any) -> None:
+def check_sample(sample: Any, dataset: Any,
+                 seen: Optional[Dict[str, Optional[Tuple[int, int]]]] = None) -> None:
     """Look at what a pipeline of OpenMMLab has packed; anything else passes.
 
     Args:
         sample (dict): ``inputs`` (C, H, W) and ``data_samples``.
         dataset (Dataset): Where it comes from, without wrappers; knows the classes.
+        seen (dict, optional): :func:`png_size` of the files of the sample whose content has passed
+            :func:`is_cut` while it was read. Any other file of it is opened here.
 
     Raises:
         BadSample: The image file is cut short, or the label map has another size than the image or
@@ -120,17 +150,18 @@ def check_sample(sample: Any, dataset: Any) -> None:
     """
     packed = sample.get('data_samples') if isinstance(sample, dict) else None
     path = getattr(packed, 'img_path', None)
-    if isinstance(path, str) and os.path.isfile(path) and is_cut(path):
+    seen = seen or {}
+    if isinstance(path, str) and path not in seen and os.path.isfile(path) and is_cut(path):
         raise BadSample('the image file is cut short')
     labels = getattr(packed, 'gt_sem_seg', None)
     if labels is not None:
-        _check_label_map(packed, labels.data, dataset)
+        _check_label_map(packed, labels.data, dataset, seen)
 
 
-def _check_label_map(packed: Any, labels: Any, dataset: Any) -> None:
+def _check_label_map(packed: Any, labels: Any, dataset: Any, seen: dict) -> None:
     path, size = getattr(packed, 'seg_map_path', None), getattr(packed, 'ori_shape', None)
-    if isinstance(path, str) and os.path.isfile(path) and size is not None:
-        stated = png_size(path)
+    if isinstance(path, str) and size is not None and (path in seen or os.path.isfile(path)):
+        stated = seen[path] if path in seen else png_size(path)
         if stated not in (None, tuple(size[:2])):
             raise BadSample(f'the label map {path} is {stated[1]}x{stated[0]} and the image '
                             f'{size[1]}x{size[0]}')

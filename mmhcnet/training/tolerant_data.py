@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
+from .image_files import images_seen
 from .sample_rules import boxes_left_out, check_sample, source_of, sources
 
 # Under it a batch carries its faults from a worker process to the training loop.
@@ -45,8 +46,9 @@ def read_tolerantly(dataset: Any, index: int) -> Loaded:
     faults = []
     for _ in range(TRIES):
         try:
-            data = dataset[index]
-            check_sample(data, source_of(dataset, index)[0])
+            with images_seen() as seen:
+                data = dataset[index]
+            check_sample(data, source_of(dataset, index)[0], seen)
             return Loaded(data, faults)
         except Exception as error:
             faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '

@@ -86,6 +86,24 @@ def test_the_data_set_inside_of_wrappers():
     assert source_of(b, 2) == (b, 2)
 
 
+def test_a_thumbnail_does_not_end_its_photo(picture, tmp_path):
+    """Its end marker lies in a segment before the pixels, and is near the end of a cut file."""
+    thumbnail = picture('thumbnail.jpg').read_bytes()
+    photo = picture('a.jpg').read_bytes()
+    segment = b'\xff\xe1' + (len(thumbnail) + 2).to_bytes(2, 'big') + thumbnail
+    path = tmp_path / 'b.jpg'
+    path.write_bytes(photo[:2] + segment + photo[2:])
+    assert not is_cut(path) and not is_cut(path.read_bytes())
+    path.write_bytes(path.read_bytes()[:len(segment) + 1000])
+    assert is_cut(path) and is_cut(path.read_bytes())
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\xd8', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\x00\x00' * 9,
+                                     b'\x89PNG\r\n\x1a\n', b'\x89PNG\r\n\x1a\n\xff\xff\xff\xff'])
+def test_contents_that_are_no_images(content):
+    assert is_cut(content) == bool(content)
+
+
 def test_png_size(picture):
     assert png_size(picture('a.png')) == (40, 60)
     assert png_size(picture('a.jpg')) is None

@@ -1,0 +1,70 @@
+"""Image files of training samples, looked at while a pipeline reads them.
+
+A second look at each file would cost a network file system another round trip. So the loading steps
+read through a file backend that judges the bytes as they pass by.
+"""
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, Dict, Iterator, Optional, Tuple, Union
+
+from mmengine.fileio import LocalBackend, get, register_backend
+
+from .sample_rules import BadSample, is_cut, png_size
+
+BACKEND = 'mmhcnet.images'
+_SEEN: ContextVar[Optional[dict]] = ContextVar('seen', default=None)
+
+
+@register_backend(BACKEND)
+class ImageBackend(LocalBackend):
+    """mmengine's local file backend, which refuses an image that is cut short."""
+
+    def get(self, filepath: Union[str, Path]) -> bytes:
+        """Bytes of a file, or of a URI as mmengine finds its storage.
+
+        Raises:
+            BadSample: The image ends before its file does.
+        """
+        content = get(filepath) if '://' in str(filepath) else super().get(filepath)
+        if is_cut(content):
+            raise BadSample(f"the image file is cut short: '{filepath}'")
+        seen = _SEEN.get()
+        if seen is not None:
+            seen[str(filepath)] = png_size(content)
+        return content
+
+
+@contextmanager
+def images_seen() -> Iterator[Dict[str, Optional[Tuple[int, int]]]]:
+    """Files that are read through :class:`ImageBackend` within the block, with their PNG sizes."""
+    token = _SEEN.set({})
+    try:
+        yield _SEEN.get()
+    finally:
+        _SEEN.reset(token)
+
+
+def read_through_backend(dataset: Any) -> None:
+    """Let the loading steps of a data set read through :class:`ImageBackend`.
+
+    A step that has a storage of its own keeps it.
+
+    Args:
+        dataset (Dataset): Without wrappers; its ``pipeline`` is changed in place.
+    """
+    for step in _steps(getattr(dataset, 'pipeline', None)):
+        # Those that decode what mmengine's file backends read.
+        local = hasattr(step, 'imdecode_backend') and getattr(step, 'file_client_args', None) is None
+        if local and getattr(step, 'backend_args', None) in (None, {}, dict(backend='local')):
+            step.backend_args = dict(backend=BACKEND)
+
+
+def _steps(part: Any) -> Iterator[Any]:
+    """Steps of a pipeline, those inside of other steps too."""
+    if isinstance(part, (list, tuple)):
+        for step in part:
+            yield from _steps(step)
+    elif part is not None:
+        yield part
+        yield from _steps(getattr(part, 'transforms', None))
