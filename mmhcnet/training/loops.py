@@ -13,13 +13,14 @@ from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
 from mmengine.dist import get_rank
-from mmengine.registry import DATASETS, FUNCTIONS
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.runner.utils import calc_dynamic_intervals
 
 from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
 from mmhcnet.registry import LOOPS
 
+from .coco_annotations import build_dataset
 from .image_files import read_through_backend
 from .resumable_data import SeededDataset, seed_process
 from .sample_rules import sources
@@ -38,7 +39,7 @@ def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
     loader = dict(dataloader)
     dataset = loader['dataset']
     if isinstance(dataset, dict):
-        dataset = DATASETS.build(dataset)
+        dataset = build_dataset(dataset)
         if hasattr(dataset, 'full_init'):
             dataset.full_init()
     tolerant = any(hasattr(hook, 'after_loading') for hook in runner.hooks)

@@ -173,14 +173,14 @@ def _check_label_map(packed: Any, labels: Any, dataset: Any, seen: dict) -> None
                             f'there are {len(classes)} classes')
 
 
-def boxes_left_out(ann_file: str) -> Iterator[str]:
+def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
     """The annotations of a COCO file that mmdet's data set passes over because of their box.
 
     Args:
-        ann_file (str): A JSON file; nothing is found in one of another layout.
+        ann_file (str or dict): A JSON file or its content; nothing is found in one of another
+            layout.
     """
-    with open(ann_file) as file:
-        content = json.load(file)
+    content = ann_file if isinstance(ann_file, dict) else json.loads(Path(ann_file).read_bytes())
     if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
         return
     images = {image['id']: image for image in content['images']}

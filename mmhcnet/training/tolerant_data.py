@@ -11,6 +11,7 @@ from mmengine.runner import Runner
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
+from .coco_annotations import left_out_of
 from .image_files import images_seen
 from .sample_rules import boxes_left_out, check_sample, source_of, sources
 
@@ -110,11 +111,11 @@ class DataFaultHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        files = {str(getattr(source, 'ann_file', None)): None
+        found = {str(getattr(source, 'ann_file', None)): left_out_of(source)
                  for source in sources(runner.train_dataloader.dataset)}
-        for file in files:
-            left_out = list(boxes_left_out(file)) if file.endswith('.json') \
-                and os.path.isfile(file) else []
+        for file, left_out in found.items():
+            if left_out is None and file.endswith('.json') and os.path.isfile(file):
+                left_out = list(boxes_left_out(file))
             if left_out:
                 runner.logger.warning(
                     f'{len(left_out)} boxes of {file} are without area or outside their image, and '
