@@ -2,9 +2,9 @@
 
 For classifiers, detectors and segmentors, through the inferencers of mmpretrain, mmdet and mmseg.
 """
-import argparse
 import os
 import tempfile
+from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
@@ -12,12 +12,13 @@ from typing import Callable, Dict, List, Optional, Tuple
 import mmcv
 import numpy as np
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS
 
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.cli.parser import add_config, make_parser
 from mmhcnet.inference.model import build_model
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -28,11 +29,10 @@ MIN_EDGE = 256
 Draw = Callable[[str], Tuple[np.ndarray, str]]
 
 
-def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_args() -> Namespace:
+    parser = make_parser(__doc__)
     parser.add_argument('image', help='image file, or folder of images')
-    parser.add_argument('config', help='config file')
+    add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-file', help='picture to write, for a single image')
     parser.add_argument('--out-dir', default='work_dirs/image_demo',
@@ -40,8 +40,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default=get_device(), help='default here: %(default)s')
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='detection: score from which a box is drawn (default: %(default)s)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
     return parser.parse_args()
 
 
@@ -69,7 +67,7 @@ def class_names(cfg: Config, meta: Optional[dict]) -> dict:
             if key in dataset.metainfo}
 
 
-def open_classifier(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
+def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmpretrain import ImageClassificationInferencer
     inferencer = ImageClassificationInferencer(
         cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes'))
@@ -88,7 +86,7 @@ def open_classifier(cfg: Config, args: argparse.Namespace, meta: Optional[dict])
     return draw
 
 
-def open_detector(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
+def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmdet.apis import DetInferencer
     inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
     inferencer.show_progress = False
@@ -109,7 +107,7 @@ def open_detector(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -
     return draw
 
 
-def open_segmentor(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) -> Draw:
+def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmseg.apis import MMSegInferencer
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
     inferencer.show_progress = False
@@ -130,7 +128,7 @@ def open_segmentor(cfg: Config, args: argparse.Namespace, meta: Optional[dict]) 
 OPEN = {'mmpretrain': open_classifier, 'mmdet': open_detector, 'mmseg': open_segmentor}
 
 
-def prepare(args: argparse.Namespace) -> Tuple[Dict[str, str], Draw]:
+def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
     """The picture to write for every image, and what draws it."""
     images = find_images(args.image)
     if args.out_file and os.path.isdir(args.image):

@@ -1,20 +1,37 @@
 """Vision backbones built on the heat equation, for OpenMMLab.
 
-Importing the package registers its models: ``type='mmhcnet.HcNet'`` then works in every
-mmpretrain, mmdet and mmseg config. It imports torch and mmengine, nothing else.
+``type='mmhcnet.HcNet'`` works in every mmpretrain, mmdet and mmseg config: mmengine imports
+``mmhcnet.registry`` by that name. The package imports torch and mmengine, nothing else, and those
+only with the first name that is asked of it: ``python -m mmhcnet.doctor`` has to run where they
+cannot be imported.
 """
-import sys
+from importlib import import_module
+from typing import Any, List
 
 from .version import __version__
 
-# python -m mmhcnet.doctor has to run where torch or mmengine cannot be imported.
-if 'mmhcnet.doctor' not in sys.orig_argv:
-    from .config import config
-    from .model_index import register_models
-    from .models import (HcNet, HeatConductionLayer, HeatConductionOperator, VHeat,
-                         convert_state_dict)
+# Public name -> the module that it comes from.
+_HOMES = {
+    'HcNet': 'models',
+    'HeatConductionLayer': 'models',
+    'HeatConductionOperator': 'models',
+    'VHeat': 'models',
+    'config': 'config_files',
+    'convert_state_dict': 'models',
+    'register_models': 'model_index',
+}
+_MODULES = ('models', 'ops', 'registry')
 
-__all__ = [
-    'HcNet', 'HeatConductionLayer', 'HeatConductionOperator', 'VHeat', 'config',
-    'convert_state_dict', 'register_models', '__version__'
-]
+__all__ = [*_HOMES, '__version__']
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f'{__name__}.{name}')
+    if name not in _HOMES:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib.metadata import distributions
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
@@ -45,7 +46,7 @@ BUILD_TOOLS = {
 }
 
 TRIED = ('torch', 'torchvision', 'cv2', 'pkg_resources', 'mmengine', 'mmcv', 'mmcv.ops',
-         'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmhcnet')
+         'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmhcnet.models')
 
 # Imports what it is told to, and writes a line for each: the name, and the error if there is one.
 _TRY = '''
@@ -58,6 +59,19 @@ for name in sys.argv[1:]:
         error = f'{type(e).__name__}: {e}'
     print('\\n@doctor' + json.dumps([name, error]), flush=True)
 '''
+
+
+ADVICE = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
+          'mends it.')
+
+
+@contextmanager
+def advised_imports() -> Iterator[None]:
+    """End the program with one line that points here where an import fails."""
+    try:
+        yield
+    except (ImportError, OSError) as error:
+        sys.exit(f'Error: {error}. {ADVICE}')
 
 
 class Facts(NamedTuple):

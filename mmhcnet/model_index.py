@@ -1,6 +1,7 @@
+"""The classifiers by name, for mmpretrain."""
 from pathlib import Path
 
-from .config import config
+from .config_files import config
 
 
 def register_models() -> None:

@@ -10,6 +10,8 @@ from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
 from mmengine.registry import Registry
 
+from . import config_files  # noqa: F401  _base_ = 'mmhcnet::...'
+
 MODELS = Registry('model', parent=ROOT_MODELS, scope='mmhcnet', locations=['mmhcnet.models'])
 DATA_SAMPLERS = Registry(
     'data sampler', parent=ROOT_DATA_SAMPLERS, scope='mmhcnet', locations=[

@@ -154,7 +154,7 @@ def test_a_crash_is_a_finding(pretended):
     assert (done.returncode, done.stderr) == (1, '')
     assert 'import torchvision fails: the process ended with code -6: ' in done.stdout
     # What was to be tried after it has been tried.
-    assert 'import mmhcnet fails' in done.stdout and 'import cv2' not in done.stdout
+    assert 'import mmhcnet.models fails' in done.stdout and 'import cv2' not in done.stdout
 
 
 def test_reads_versions_and_errors(pretended):

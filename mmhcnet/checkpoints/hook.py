@@ -12,7 +12,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
 from .files import fault_of, remove_leftovers, write_file
-from .fit import fit, weights_of
+from .fitting import fit, weights_of
 from .locate import NAMES, newest_whole, place_of
 
 

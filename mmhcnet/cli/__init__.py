@@ -1,1 +1,10 @@
-"""What the command-line tools share: config, schedule, errors, distributed set-up, trial."""
+"""What the command-line tools share: parser, config, schedule, errors, distributed set-up, trial."""
+from .config import check_data, load_config
+from .errors import one_line_errors
+from .main import run
+from .parser import add_config, add_run, add_shape, make_parser
+
+__all__ = [
+    'add_config', 'add_run', 'add_shape', 'check_data', 'load_config', 'make_parser',
+    'one_line_errors', 'run'
+]

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Iterable, Iterator, Optional, Tuple
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import OPTIMIZERS
 from mmengine.runner import Runner
 
@@ -37,16 +37,6 @@ def stock_config(name: str) -> str:
         raise FileNotFoundError(f"{package} carries no config '{path}'; those it has lie below "
                                 f"'{found.parents[path.count('/')]}'")
     return str(found)
-
-
-class Options(DictAction):
-    """``--cfg-options KEY=VALUE ...`` of the tools."""
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        for value in values:
-            if '=' not in value or value.startswith('='):
-                parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
-        super().__call__(parser, namespace, values, option_string)
 
 
 def _check_options(cfg: Config, options: dict) -> None:

@@ -7,18 +7,15 @@ import sys
 import traceback
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, Callable, Dict, Iterator, Optional
+from typing import Callable, Dict, Iterator, Optional
 
 import mmengine.registry
 from mmengine.hooks import Hook
 from mmengine.registry import Registry
 from torch.utils.data import DataLoader
 
-from mmhcnet.doctor import CHECKS, Facts, installed_versions
+from mmhcnet.doctor import ADVICE, CHECKS, Facts, installed_versions
 from mmhcnet.errors import UserError, nearest
-
-DOCTOR = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
-          'mends it.')
 
 
 def _registered(kind: Optional[str] = None) -> Dict[str, type]:
@@ -115,4 +112,4 @@ def import_task(scope: str) -> None:
         found = [finding for check in CHECKS
                  for finding in check(Facts(installed_versions(), failure))]
         cure = f'{found[0].problem}: {found[0].cure}. ' if found else ''
-        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {cure}{DOCTOR}')
+        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {cure}{ADVICE}')

@@ -10,7 +10,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from mmhcnet.checkpoints.fit import load_weights
+from mmhcnet.checkpoints.fitting import load_weights
 from mmhcnet.cli.config import load_config, stock_config
 
 # In place of a checkpoint: the weights that the model starts a training with.

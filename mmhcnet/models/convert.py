@@ -3,7 +3,7 @@ from typing import Dict, Optional
 
 from torch import Tensor
 
-from mmhcnet.checkpoints.fit import weights_of
+from mmhcnet.checkpoints.fitting import weights_of
 
 State = Dict[str, Tensor]
 # Names of the authors' modules and parameters inside a block, and ours.

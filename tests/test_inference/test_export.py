@@ -8,7 +8,7 @@ from torch import nn
 
 import mmhcnet
 from mmhcnet import HcNet, VHeat
-from mmhcnet.checkpoints.fit import load_weights
+from mmhcnet.checkpoints.fitting import load_weights
 from mmhcnet.inference.export import (TOLERANCE, AdaptiveAvgPool, Difference, check_onnx,
                                       check_shapes, export_onnx, exportable, has_fixed_size)
 

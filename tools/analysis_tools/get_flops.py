@@ -1,31 +1,22 @@
 """Parameters and multiply-accumulates of the backbone and of the whole model of a config."""
-import argparse
-
-from mmengine.config import DictAction
-
 from mmhcnet.cli.config import load_config, stock_config
 from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.cli.parser import add_config, add_shape, make_parser
 from mmhcnet.inference.complexity import MASKS, PROPOSALS, SHAPES, count_complexity
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('config', help="config file, or 'package::path' for one "
+    parser = make_parser(__doc__)
+    add_config(parser, help="config file, or 'package::path' for one "
                         'that mmpretrain, mmdet or mmseg carries')
-    parser.add_argument('--shape', type=int, nargs='+', metavar=('H', 'W'),
-                        help='image size (default: 224 224 for classification, 800 1280 for '
+    add_shape(parser, help='image size (default: 224 224 for classification, 800 1280 for '
                         'detection, 512 2048 for segmentation)')
     parser.add_argument('--folded', action='store_true',
                         help='count the form for one image size that vHeat can be folded to')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
     args = parser.parse_args()
-    if args.shape and len(args.shape) > 2:
-        parser.error('--shape takes H and W, or one number for both')
     with one_line_errors():
         cfg = load_config(stock_config(args.config), args.cfg_options, work_dir=None)
         shape = args.shape or SHAPES[cfg.default_scope]
-        shape = (shape[0], shape[-1])
         backbone, model = count_complexity(cfg, shape, args.folded)
     print(f'{args.config}, one image of {shape[0]}x{shape[1]}, convolutions and matrix products:')
     for name, count in (('backbone', backbone), ('whole model', model)):

@@ -10,10 +10,11 @@ import os
 import warnings
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.cli.parser import add_config, add_shape, make_parser
 from mmhcnet.errors import require_packages
 from mmhcnet.inference.export import (TOLERANCE, check_onnx, check_shapes, export_onnx, exportable,
                                       has_fixed_size)
@@ -24,23 +25,16 @@ WHAT = {'mmpretrain': 'classifier', 'mmseg': 'segmentor, logits of every pixel',
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser = make_parser(__doc__)
+    add_config(parser)
     parser.add_argument('checkpoint', nargs='?', help='weights (default: random ones)')
     parser.add_argument('--out', required=True, help='ONNX file to write')
-    parser.add_argument('--shape', type=int, nargs='+', metavar=('H', 'W'),
-                        help='image size: the size of a vHeat, and for others the one that is '
+    add_shape(parser, help='image size: the size of a vHeat, and for others the one that is '
                         'traced (default: 224 224 for classification, 256 320 for detection, '
                         '512 512 for segmentation)')
     parser.add_argument('--opset', type=int, default=17,
                         help="version of ONNX's operator set (default: %(default)s)")
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
-    args = parser.parse_args()
-    if args.shape and len(args.shape) > 2:
-        parser.error('--shape takes H and W, or one number for both')
-    return args
+    return parser.parse_args()
 
 
 def normalisation(cfg: Config) -> str:
@@ -57,7 +51,6 @@ def main() -> None:
         require_packages('onnx', 'onnxruntime')
         cfg = load_config(args.config, args.cfg_options, work_dir=None)
         shape = args.shape or SHAPES.get(cfg.get('default_scope'))
-        shape = (shape[0], shape[-1])
         module = exportable(cfg, args.checkpoint, shape)
     fixed = has_fixed_size(module)
     # Renamed when it is checked: a file that is there is one that agrees with torch.

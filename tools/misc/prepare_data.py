@@ -5,17 +5,17 @@ JSON (mmdet), pairs of image and label map (mmseg). Names, numbers and annotatio
 throughout; images are opened on a sample, or all of them with --full. Exit code 1 if something has
 to be mended.
 """
-import argparse
 import os
 import sys
 from typing import Iterator, Optional
 
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from tqdm import tqdm
 
 from mmhcnet.cli.config import innermost_datasets, load_config, missing_data
 from mmhcnet.cli.errors import one_line_errors
+from mmhcnet.cli.parser import add_config, make_parser
 from mmhcnet.datasets import check
 
 # Findings of a kind that are printed; the others are counted.
@@ -79,13 +79,10 @@ def report(findings) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', help='config file')
+    parser = make_parser(__doc__)
+    add_config(parser)
     parser.add_argument('--full', action='store_true',
                         help=f'open all images instead of {check.SAMPLE} of each data set')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='override settings of the config')
     args = parser.parse_args()
     fatal, seen = [], []
     with one_line_errors():

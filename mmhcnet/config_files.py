@@ -1,3 +1,4 @@
+"""Where the configs that come with mmhcnet are."""
 from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE

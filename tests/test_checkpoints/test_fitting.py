@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from mmhcnet import HcNet, VHeat
-from mmhcnet.checkpoints.fit import StrictLoadHook, fit, weights_of
+from mmhcnet.checkpoints.fitting import StrictLoadHook, fit, weights_of
 from mmhcnet.errors import UserError
 
 

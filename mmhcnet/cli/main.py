@@ -1,0 +1,47 @@
+"""What training and testing do around their runner."""
+import os
+from argparse import Namespace
+from typing import Callable
+
+from mmengine.config import Config
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from mmhcnet.checkpoints.reader import load_safely
+
+from .distributed import prepare_distributed
+from .ending import orderly_end
+from .errors import FirstStep, import_task, one_line_errors
+
+
+def run(parse_args: Callable[[], Namespace],
+        build_config: Callable[[Namespace], Config],
+        start: Callable[[Namespace, Config, Callable[[], Runner]], None]) -> None:
+    """Run a tool: parse, build the config, start a runner; an error ends it with one line.
+
+    Args:
+        parse_args (Callable): Gives the arguments of ``mmhcnet.cli.parser.add_run`` and the
+            tool's own.
+        build_config (Callable): Gives the config of the run; what it checks fails before any
+            model is imported.
+        start (Callable): Is given the arguments, the config and a function without arguments
+            that builds the runner of the config.
+    """
+    cfg, runner, first_step = None, None, FirstStep()
+
+    def build_runner() -> Runner:
+        nonlocal runner
+        # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
+        runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
+        runner.register_hook(first_step)
+        return runner
+
+    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done), \
+            orderly_end(lambda: runner):
+        args = parse_args()
+        os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+        load_safely(args.trust_checkpoint)
+        cfg = build_config(args)
+        import_task(cfg.get('default_scope'))
+        prepare_distributed(cfg)
+        start(args, cfg, build_runner)

@@ -1,0 +1,56 @@
+"""Arguments that several tools take."""
+import argparse
+
+from mmengine.config import DictAction
+
+
+class _Options(DictAction):
+    """``--cfg-options KEY=VALUE ...``"""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for value in values:
+            if '=' not in value or value.startswith('='):
+                parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
+        super().__call__(parser, namespace, values, option_string)
+
+
+class _Shape(argparse.Action):
+    """``--shape H W``, or one number for both: (H, W)."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if len(values) > 2:
+            parser.error(f'{option_string} takes H and W, or one number for both')
+        setattr(namespace, self.dest, (values[0], values[-1]))
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """A parser that shows the description as it is written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config(parser: argparse.ArgumentParser, help: str = 'config file') -> None:
+    """``config``, and ``--cfg-options`` to override settings of it."""
+    parser.add_argument('config', help=help)
+    parser.add_argument('--cfg-options', nargs='+', action=_Options, metavar='KEY=VALUE',
+                        help='override settings of the config, e.g. '
+                        'train_dataloader.batch_size=4 model.backbone.arch=small')
+
+
+def add_shape(parser: argparse.ArgumentParser, help: str) -> None:
+    """``--shape H W``; the parsed value is (H, W), or None."""
+    parser.add_argument('--shape', type=int, nargs='+', action=_Shape, metavar=('H', 'W'), help=help)
+
+
+def add_run(parser: argparse.ArgumentParser) -> None:
+    """What training and testing take."""
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints '
+                        '(default: work_dirs/<name of the config>)')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    parser.add_argument('--trust-checkpoint', action='store_true',
+                        help='load checkpoints that hold more than weights and may run programs')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
+                        help='job launcher')
+    # torch.distributed.launch passes it; torchrun sets the variable instead.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
+                        help=argparse.SUPPRESS)
