@@ -40,7 +40,7 @@ class Fit(NamedTuple):
                      f'{next(iter(self.other_shape.values()))}')
         elif self.missing:
             fault = (f'{len(self.missing)} of {len(self.missing) + len(self.matched)} weights are '
-                     f'not in it, as {self.missing[0]}')
+                     f'not in it, as {min(self.missing)}')
         else:
             return None
         return f'{fault}. Give the config that it was trained with'
@@ -89,8 +89,8 @@ def fit(model: nn.Module, weights: Dict[str, Tensor]) -> Fit:
     own = {key: value.shape for key, value in model.state_dict().items()
            if isinstance(value, Tensor)}
     # Old checkpoints of BatchNorm lack that count, and it is used by none of the models here.
-    missing = sorted(key for key in own
-                     if key not in weights and not key.endswith('num_batches_tracked'))
+    missing = [key for key in own
+               if key not in weights and not key.endswith('num_batches_tracked')]
     unexpected = [key for key in weights if key not in own]
     other_shape = {}
     try:
