@@ -1,12 +1,14 @@
 """Which implementation an operator runs: a fused Triton kernel or plain torch."""
 import importlib.util
 import os
-from typing import Optional
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Iterator, Optional
 
 import torch
 from torch import Tensor
 
-from mmhcnet.tracing import is_exporting
+from mmhcnet.tracing import is_compiling, is_exporting
 
 BACKENDS = ('auto', 'triton', 'torch')
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -18,9 +20,31 @@ _INSTALLED = (
     tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 7)
     and importlib.util.find_spec('triton') is not None)
 
+_STANDS_FOR_GPU: ContextVar[bool] = ContextVar('standing_for_gpu', default=False)
+
 
 def _interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
+
+
+@contextmanager
+def standing_for_gpu() -> Iterator[None]:
+    """Within it every tensor counts as one on a GPU.
+
+    For tensors without data, of ``torch._subclasses.FakeTensorMode``: nothing is launched, and what
+    would be can be counted.
+    """
+    token = _STANDS_FOR_GPU.set(True)
+    try:
+        yield
+    finally:
+        _STANDS_FOR_GPU.reset(token)
+
+
+def on_gpu(x: Tensor) -> bool:
+    """Whether ``x`` is on a GPU, or stands for a tensor that is."""
+    # torch.compile cannot trace a context variable.
+    return x.is_cuda or not is_compiling() and _STANDS_FOR_GPU.get()
 
 
 def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
@@ -42,7 +66,7 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
         raise ValueError(f'backend must be one of {BACKENDS}, got {backend!r}')
     if backend == 'torch':
         return False
-    on_device = x.is_cuda or backend == 'triton' and _interpreted()
+    on_device = on_gpu(x) or backend == 'triton' and _interpreted()
     others = [t.dtype for t in (x, *parameters) if t.dtype not in _DTYPES]
     if backend == 'auto':
         return on_device and not others and _INSTALLED and not is_exporting()
