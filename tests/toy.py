@@ -59,7 +59,7 @@ def toy_runner(work_dir, train_cfg=None, checkpoint=None, dataset=None, workers=
     settings = dict(
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
         param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
-        randomness=dict(seed=seed)) | settings
+        randomness=dict(seed=seed), log_level='WARNING') | settings
     return Runner(
         dict(type=ToyModel),
         str(work_dir),
@@ -71,5 +71,4 @@ def toy_runner(work_dir, train_cfg=None, checkpoint=None, dataset=None, workers=
         default_hooks=dict(checkpoint=dict(type='mmhcnet.CheckpointHook',
                                            **{**dict(interval=1), **(checkpoint or {})})),
         experiment_name=f'toy{next(_NAMES)}',
-        log_level='WARNING',
         **settings)

@@ -61,7 +61,8 @@ def build_config(args: Namespace) -> Config:
     cfg.launcher = args.launcher
     if not os.path.isfile(args.checkpoint):
         raise FileNotFoundError(f"no checkpoint file '{args.checkpoint}'")
-    check_data(cfg, ['test'])
+    if not args.no_data_check:
+        check_data(cfg, ['test'])
     cfg.load_from = args.checkpoint
     if args.amp:
         cfg.test_cfg.fp16 = True

@@ -12,10 +12,11 @@ with advised_imports():
 
     from mmhcnet.checkpoints.fitting import use_pretrained
     from mmhcnet.checkpoints.locate import resume_of_attempt
-    from mmhcnet.cli.config import add_tensorboard, check_data, check_training, load_config
+    from mmhcnet.cli.config import (add_tensorboard, check_data, check_optimizer, check_training,
+                                   fuse_optimizer, load_config)
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
-    from mmhcnet.cli.schedule import run_length
+    from mmhcnet.cli.schedule import run_length, validation_interval
     from mmhcnet.cli.trial import make_trial, report_trial
 
 
@@ -48,7 +49,8 @@ def build_config(args: Namespace) -> Config:
     cfg.launcher = args.launcher
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    check_data(cfg, ['train', 'val'])
+    if not args.no_data_check:
+        check_data(cfg, ['train', 'val'])
     if args.amp:
         if get_device() == 'cpu':
             raise ValueError('--amp needs a GPU: leave it out on a machine without one')
@@ -69,10 +71,12 @@ def build_config(args: Namespace) -> Config:
 
 
 def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> None:
+    check_optimizer(cfg)
+    fuse_optimizer(cfg)
     if args.pretrained:
         use_pretrained(cfg, args.pretrained)
     if args.trial is not None:
-        planned, val_interval = run_length(cfg.train_cfg), cfg.train_cfg.get('val_interval', 1)
+        planned, val_interval = run_length(cfg.train_cfg), validation_interval(cfg.train_cfg)
         make_trial(cfg, args.trial)
     runner = build_runner()
     runner.train()

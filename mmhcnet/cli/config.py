@@ -3,10 +3,13 @@ import importlib.util
 import inspect
 import os
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Tuple
+from typing import Any, Iterable, Iterator, Optional, Tuple
 
+import torch
 from mmengine.config import Config
-from mmengine.registry import OPTIMIZERS
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import Runner
 
 from mmhcnet.errors import UserError, nearest, require_packages
@@ -39,9 +42,18 @@ def stock_config(name: str) -> str:
     return str(found)
 
 
+# What a config may hold besides the arguments of a runner. The first are read by mmengine's Runner
+# itself, which tests/test_cli/test_config.py compares with its source; the others by mmengine's
+# PrepareTTAHook and by the tools.
+RUNNER_KEYS = ('activation_checkpointing', 'compile', 'efficient_conv_bn_eval',
+               'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn')
+TOOL_KEYS = ('data_help', 'runner_type', 'tta_model', 'tta_pipeline')
+
+
 def _check_options(cfg: Config, options: dict) -> None:
     """Refuse options whose first word is nowhere, because mmengine ignores them silently."""
-    known = {*cfg, *inspect.signature(Runner).parameters}
+    runner = RUNNERS.get(options.get('runner_type', cfg.get('runner_type', 'Runner'))) or Runner
+    known = {*cfg, *inspect.signature(runner).parameters, *RUNNER_KEYS, *TOOL_KEYS}
     for key in options:
         first = key.split('.')[0]
         if first not in known:
@@ -91,15 +103,45 @@ def check_training(cfg: Config) -> None:
     """Make sure that a config says how to train.
 
     Raises:
-        UserError: It has no ``train_cfg``, or no optimizer of the name that it gives exists.
+        UserError: It has no ``train_cfg``.
     """
     if not cfg.get('train_cfg'):
         raise UserError('the config has no train_cfg: add one with max_epochs or max_iters')
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Make sure that the optimizer of a config exists, once the task's package is imported.
+
+    mmengine looks it up in a way that does not name it.
+
+    Raises:
+        UserError: No optimizer of the name that the config gives exists.
+    """
     name = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('type')
-    # mmengine looks it up in a way that does not name it.
-    if isinstance(name, str) and OPTIMIZERS.get(name) is None:
-        raise UserError(f"there is no optimizer of type '{name}'"
-                        f'{nearest(name, OPTIMIZERS.module_dict)}')
+    if not isinstance(name, str):
+        return
+    with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+        if registry.get(name) is None:
+            known = {*registry.module_dict, *OPTIMIZERS.module_dict}
+            raise UserError(f"there is no optimizer of type '{name}'{nearest(name, known)}")
+
+
+def fuse_optimizer(cfg: Config) -> None:
+    """Let an optimizer of torch run as one kernel on a GPU, unless the config says how it is to run.
+
+    torch does not do it by default. It is faster, and can leave a step out without the host
+    (:class:`mmhcnet.training.finite_steps.FiniteHook`).
+
+    Args:
+        cfg (Config): Changed in place: ``optim_wrapper.optimizer.fused``.
+    """
+    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    cls = getattr(torch.optim, str(optimizer.get('type')), None)
+    ways = ('fused', 'foreach', 'capturable', 'differentiable')
+    if get_device() != 'cuda' or cls is None or any(way in optimizer for way in ways):
+        return
+    if 'fused' in inspect.signature(cls).parameters:
+        optimizer.fused = True
 
 
 def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
@@ -113,8 +155,67 @@ def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
         yield key, dataset
 
 
+def _is_local(*holders: dict) -> bool:
+    """Whether data sets, loading steps or metrics read files of this machine, by their configs."""
+    for holder in holders:
+        storage = holder.get('backend_args') or holder.get('file_client_args')
+        # 'disk' is the name of it in mmengine's older file client.
+        if storage and storage.get('backend') not in ('local', 'disk'):
+            return False
+    return True
+
+
+def _loading_steps(pipeline: Any) -> Iterator[dict]:
+    for step in pipeline or ():
+        if isinstance(step, dict):
+            yield step
+            yield from _loading_steps(step.get('transforms'))
+        elif isinstance(step, (list, tuple)):
+            yield from _loading_steps(step)
+
+
+def data_paths(cfg: Config, split: str) -> Iterator[Tuple[str, str, bool]]:
+    """Data folders and annotation files of a split.
+
+    Nothing is given of a data set behind a root that is missing here.
+
+    Args:
+        cfg (Config): The config.
+        split (str): 'train', 'val' or 'test'.
+
+    Yields:
+        tuple: The path, the config key that points to it, and whether it is on this machine, as
+        far as ``backend_args`` and the path itself tell.
+    """
+    loader = cfg.get(f'{split}_dataloader')
+    if not loader:
+        return
+    for key, dataset in innermost_datasets(loader['dataset'], f'{split}_dataloader.dataset'):
+        listed = _is_local(dataset)
+        local = listed and _is_local(*_loading_steps(dataset.get('pipeline')))
+        root = dataset.get('data_root') or ''
+        if root:
+            yield root, f'{key}.data_root', local and '://' not in root
+            if local and '://' not in root and not os.path.exists(root):
+                continue
+        if dataset.get('ann_file'):
+            path = os.path.join(root, dataset['ann_file'])
+            yield path, f'{key}.ann_file', listed and '://' not in path
+        prefix = dataset.get('data_prefix')
+        for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
+            path = os.path.join(root, folder)
+            yield path, f'{key}.data_prefix.{name}', local and '://' not in path
+    evaluators = cfg.get(f'{split}_evaluator') or []
+    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+        path = evaluator.get('ann_file')
+        if path:
+            yield path, f'{split}_evaluator.ann_file', _is_local(evaluator) and '://' not in path
+
+
 def missing_data(cfg: Config, split: str) -> Iterator[str]:
-    """Data folders and annotation files of a split that do not exist.
+    """Data folders and annotation files of a split that do not exist on this machine.
+
+    Those in another storage are not looked for.
 
     Args:
         cfg (Config): The config; its ``data_help`` says how the data is prepared.
@@ -124,29 +225,8 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
         str: A sentence with the path, the config key that points to it, and ``data_help``.
     """
     help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
-
-    def paths() -> Iterator[Tuple[str, str]]:
-        loader = cfg.get(f'{split}_dataloader')
-        if not loader:
-            return
-        for key, dataset in innermost_datasets(loader['dataset'], f'{split}_dataloader.dataset'):
-            root = dataset.get('data_root') or ''
-            if root:
-                yield root, f'{key}.data_root'
-                if not os.path.exists(root):
-                    continue
-            if dataset.get('ann_file'):
-                yield os.path.join(root, dataset['ann_file']), f'{key}.ann_file'
-            prefix = dataset.get('data_prefix')
-            for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
-                yield os.path.join(root, folder), f'{key}.data_prefix.{name}'
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
-            if evaluator.get('ann_file'):
-                yield evaluator['ann_file'], f'{split}_evaluator.ann_file'
-
-    for path, key in paths():
-        if '://' not in path and not os.path.exists(path):
+    for path, key, local in data_paths(cfg, split):
+        if local and not os.path.exists(path):
             yield (f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
                    f'to yours with --cfg-options {key}=...')
 
@@ -164,6 +244,10 @@ def check_data(cfg: Config, splits: Iterable[str]) -> None:
     for split in splits:
         for message in missing_data(cfg, split):
             raise FileNotFoundError(message)
+        elsewhere = [path for path, _, local in data_paths(cfg, split) if not local]
+        if elsewhere:
+            print_log(f'Not looked for, because they lie in another storage: '
+                      f'{", ".join(dict.fromkeys(elsewhere))}', logger='current')
 
 
 def add_tensorboard(cfg: Config) -> None:

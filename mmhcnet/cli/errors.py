@@ -4,6 +4,8 @@ import json
 import os
 import re
 import sys
+import tempfile
+import time
 import traceback
 from contextlib import contextmanager
 from importlib import import_module
@@ -14,8 +16,14 @@ from mmengine.hooks import Hook
 from mmengine.registry import Registry
 from torch.utils.data import DataLoader
 
+from mmhcnet.checkpoints.files import write_file
 from mmhcnet.doctor import ADVICE, CHECKS, Facts, installed_versions
 from mmhcnet.errors import UserError, nearest
+
+from .config_lines import fault_line
+
+# An error.log that is older is of an earlier run.
+_STARTED = time.time()
 
 
 def _registered(kind: Optional[str] = None) -> Dict[str, type]:
@@ -68,40 +76,88 @@ class FirstStep(Hook):
     after_val_iter = after_test_iter = after_train_iter
 
 
+def _rank() -> int:
+    """The rank of this process, which may have failed before it joined the others."""
+    return int(next((os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+                     if name in os.environ), 0))
+
+
+def _save_traceback(folder: Optional[str]) -> Optional[str]:
+    """Write the traceback of the present error; of several ranks only the first one to fail does.
+
+    Args:
+        folder (str, optional): Of the run. If it is not there yet the file goes to the folder for
+            temporary files.
+
+    Returns:
+        str: Path of the file, or None where another rank writes it or no disk takes it.
+    """
+    text = traceback.format_exc().encode()
+    alone = int(os.environ.get('WORLD_SIZE', os.environ.get('SLURM_NTASKS', 1))) == 1
+    if folder and os.path.isdir(folder):
+        path = os.path.join(folder, 'error.log')
+        try:
+            if alone or not os.path.isfile(path) or os.path.getmtime(path) < _STARTED:
+                write_file(path, text)
+            return path
+        except OSError:
+            # The disk may be what the error is about.
+            pass
+    if _rank() != 0:
+        return None
+    try:
+        with tempfile.NamedTemporaryFile(
+                prefix='mmhcnet-error-', suffix='.log', delete=False) as file:
+            file.write(text)
+        return file.name
+    except OSError:
+        return None
+
+
 @contextmanager
-def one_line_errors(log_dir: Callable[[], Optional[str]] = lambda: None,
-                    begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
+                    begun: Callable[[], bool] = lambda: False,
+                    config: Callable[[], Optional[str]] = lambda: None,
+                    whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """End the program with one line instead of a traceback on a mistake in config or command.
 
     Until the first iteration is done, whatever fails comes from what the user wrote: config,
-    command, data, checkpoint. The traceback is kept in ``error.log``, for a case where it does not.
+    command, data, checkpoint. The line begins with the file and line of the user's config that is
+    at fault, where that can be found.
 
     Args:
-        log_dir (Callable): Folder for ``error.log``, or None if there is none yet.
+        log_dir (Callable, optional): Folder of the run, which gets the traceback as ``error.log``;
+            while there is none, or it returns None, the traceback goes to a temporary file. Without
+            it nothing is written.
         begun (Callable): Whether the first iteration is done; from then on only a
             :class:`UserError` is shortened.
+        config (Callable): Path of the user's config, or None.
+        whole (Callable): Whether the user asks for the whole traceback. With the environment
+            variable ``MMHCNET_TRACEBACK=1`` it is always shown.
     """
     try:
         yield
     except Exception as error:
-        if begun() and not isinstance(error, UserError):
+        saved = _save_traceback(log_dir()) if log_dir else None
+        if whole() or os.environ.get('MMHCNET_TRACEBACK', '0') not in ('', '0') or (
+                begun() and not isinstance(error, UserError)):
             raise
-        folder, where = log_dir(), ''
-        if folder and os.path.isdir(folder) and not isinstance(error, UserError):
-            path = os.path.join(folder, 'error.log')
-            with open(path, 'w') as file:
-                traceback.print_exc(file=file)
-            where = f' (the traceback is in {path})'
-        sys.exit(f'Error: {explain(error)}{where}')
+        message = explain(error)
+        at = fault_line(error, message, config())
+        sys.exit(f'Error: {f"{at}: " if at else ""}{message}'
+                 f'{f" (the traceback is in {saved})" if saved else ""}')
 
 
 def import_task(scope: str) -> None:
-    """Import the models of mmpretrain, mmdet or mmseg, or end the program with one line.
+    """Import the models of mmpretrain, mmdet or mmseg.
 
     mmengine imports them by itself, but passes over an ImportError, and then no detector is known.
 
     Args:
         scope (str): A config's ``default_scope``; another one is left to mmengine.
+
+    Raises:
+        UserError: The import fails; with what mends it.
     """
     if scope not in ('mmpretrain', 'mmdet', 'mmseg'):
         return
@@ -112,4 +168,5 @@ def import_task(scope: str) -> None:
         found = [finding for check in CHECKS
                  for finding in check(Facts(installed_versions(), failure))]
         cure = f'{found[0].problem}: {found[0].cure}. ' if found else ''
-        sys.exit(f'Error: import {scope}.models fails: {explain(error)}. {cure}{ADVICE}')
+        raise UserError(f'import {scope}.models fails: {explain(error)}. {cure}{ADVICE}'
+                        ) from error

@@ -10,6 +10,7 @@ from mmengine.runner import Runner
 from mmhcnet.checkpoints.reader import load_safely
 
 from .distributed import prepare_distributed
+from .early_log import early_log
 from .ending import orderly_end
 from .errors import FirstStep, import_task, one_line_errors
 
@@ -27,17 +28,20 @@ def run(parse_args: Callable[[], Namespace],
         start (Callable): Is given the arguments, the config and a function without arguments
             that builds the runner of the config.
     """
-    cfg, runner, first_step = None, None, FirstStep()
+    args, cfg, runner, first_step = None, None, None, FirstStep()
 
     def build_runner() -> Runner:
         nonlocal runner
         # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
         runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
+        hand_over(runner.logger)
         return runner
 
-    with one_line_errors(lambda: cfg and cfg.work_dir, lambda: first_step.done), \
-            orderly_end(lambda: runner):
+    with one_line_errors(log_dir=lambda: cfg.work_dir if cfg else args and args.work_dir,
+                         begun=lambda: first_step.done, config=lambda: args and args.config,
+                         whole=lambda: args is not None and args.traceback), \
+            orderly_end(lambda: runner), early_log() as hand_over:
         args = parse_args()
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         load_safely(args.trust_checkpoint)

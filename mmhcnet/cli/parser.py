@@ -49,6 +49,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
     parser.add_argument('--trust-checkpoint', action='store_true',
                         help='load checkpoints that hold more than weights and may run programs')
+    parser.add_argument('--no-data-check', action='store_true',
+                        help='do not look for the data before the run')
+    parser.add_argument('--traceback', action='store_true',
+                        help='on an error show the whole traceback (MMHCNET_TRACEBACK=1 does it '
+                        'for every tool)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')
     # torch.distributed.launch passes it; torchrun sets the variable instead.

@@ -1,9 +1,11 @@
 """Fit the learning-rate schedule of a config to the length of the run."""
 import copy
+import inspect
 from typing import List, NamedTuple, Optional
 
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
+from mmengine.registry import LOOPS
 
 # Fields of mmengine's parameter schedulers that are points or lengths in time.
 _POINTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
@@ -33,6 +35,22 @@ def run_length(train_cfg: dict) -> RunLength:
                                  f'{number!r}')
             return RunLength(number, by_epoch)
     raise ValueError('train_cfg needs max_epochs or max_iters')
+
+
+def validation_interval(train_cfg: dict) -> int:
+    """Epochs or iterations from one validation to the next, by the default of the training loop.
+
+    Args:
+        train_cfg (dict): With the ``type`` of a registered loop, or as mmengine reads it without.
+    """
+    if 'val_interval' in train_cfg:
+        return train_cfg['val_interval']
+    default = 'EpochBasedTrainLoop' if run_length(train_cfg).by_epoch else 'IterBasedTrainLoop'
+    loop = train_cfg.get('type', default)
+    loop = LOOPS.get(loop) if isinstance(loop, str) else loop
+    interval = inspect.signature(loop).parameters.get('val_interval') if loop else None
+    # A loop without that argument, or one that does not exist, which mmengine names itself.
+    return interval.default if interval else 1
 
 
 def scale_schedule(schedulers: List[dict],

@@ -1,11 +1,17 @@
+import ast
+import inspect
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
-from mmhcnet.cli.config import add_tensorboard, check_data, load_config, missing_data, stock_config
+from mmhcnet.cli.config import (RUNNER_KEYS, add_tensorboard, check_data, check_optimizer,
+                                fuse_optimizer, load_config, missing_data, stock_config)
 from mmhcnet.cli.distributed import _replace_sync_bn
 from mmhcnet.cli.trial import FirstSamples
+from mmhcnet.errors import UserError
 
 
 @pytest.fixture
@@ -144,3 +150,118 @@ def test_configs_that_openmmlab_packages_carry():
             ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed")):
         with pytest.raises(FileNotFoundError, match=message):
             stock_config(name)
+
+
+def keys_read(source):
+    """Keys of a config that a source reads as an attribute ``cfg`` or a name ``cfg``."""
+
+    def is_config(node):
+        return isinstance(node, ast.Name) and node.id == 'cfg' or (
+            isinstance(node, ast.Attribute) and node.attr == 'cfg')
+
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
+                is_config(node.func.value) and node.func.attr in ('get', 'pop', 'setdefault')):
+            yield node.args[0].value
+        elif isinstance(node, ast.Subscript) and is_config(node.value):
+            yield node.slice.value
+        elif isinstance(node, ast.Attribute) and is_config(node.value):
+            yield node.attr
+
+
+def test_every_key_that_mmengine_reads_is_an_option(config):
+    """Fails when a Runner of mmengine reads a key that is no argument of it and not on our list."""
+    source = inspect.getsource(inspect.getmodule(Runner))
+    # Attributes and methods of a config itself.
+    keys = set(keys_read(source)) - {'_cfg_dict', *dir(Config), *dir(dict)}
+    assert {'work_dir', 'compile', 'find_unused_parameters', 'sync_bn'} <= keys
+    for key in keys:
+        load_config(config, {key: None}, None)
+    assert set(RUNNER_KEYS) <= keys
+
+
+@pytest.mark.parametrize('key', ['tta_model.type', 'tta_pipeline', 'runner_type', 'data_help',
+                                 'compile.backend'])
+def test_keys_that_tools_and_hooks_read_are_options(config, key):
+    assert load_config(config, {key: 'Runner'}, None)
+
+
+def test_keys_of_another_runner(config):
+    options = {'runner_type': 'FlexibleRunner', 'strategy.type': 'DeepSpeedStrategy'}
+    assert load_config(config, options, None).strategy.type == 'DeepSpeedStrategy'
+    with pytest.raises(UserError, match="no key 'strategy'"):
+        load_config(config, {'strategy.type': 'DeepSpeedStrategy'}, None)
+
+
+def with_optimizer(name, scope='mmpretrain'):
+    return Config(dict(default_scope=scope, optim_wrapper=dict(optimizer=dict(type=name))))
+
+
+def test_an_optimizer_of_the_tasks_package():
+    pytest.importorskip('mmpretrain')
+    check_optimizer(with_optimizer('Lamb'))
+    check_optimizer(with_optimizer('AdamW'))
+    check_optimizer(with_optimizer('mmpretrain.Lamb', None))
+    with pytest.raises(UserError, match="no optimizer of type 'Lamm'; did you mean 'Lamb'?"):
+        check_optimizer(with_optimizer('Lamm'))
+
+
+def test_other_ways_to_give_an_optimizer():
+    check_optimizer(with_optimizer(torch.optim.SGD, None))
+    check_optimizer(Config(dict(optim_wrapper=dict(constructor='Two'))))
+    with pytest.raises(UserError, match="did you mean 'AdamW'?"):
+        check_optimizer(with_optimizer('AdamWW', None))
+
+
+@pytest.mark.parametrize('optimizer, fused', [
+    (dict(type='AdamW'), True), (dict(type='AdamW', fused=False), False),
+    (dict(type='AdamW', foreach=True), None), (dict(type='Lamb'), None),
+    (dict(type='LBFGS'), None), (dict(type=torch.optim.AdamW), None)])
+def test_on_a_gpu_an_optimizer_is_fused(monkeypatch, optimizer, fused):
+    cfg = Config(dict(optim_wrapper=dict(optimizer=optimizer)))
+    fuse_optimizer(cfg)
+    assert cfg.optim_wrapper.optimizer == optimizer
+    monkeypatch.setattr('mmhcnet.cli.config.get_device', lambda: 'cuda')
+    fuse_optimizer(cfg)
+    assert cfg.optim_wrapper.optimizer.get('fused') == fused
+    fuse_optimizer(Config())
+
+
+@pytest.mark.parametrize('storage', [
+    dict(backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'})),
+    dict(backend_args=dict(path_mapping={'data/': 's3://bucket/'})),
+    dict(file_client_args=dict(backend='petrel'))])
+@pytest.mark.parametrize('where', ['dataset', 'step', 'inner step', 'metric'])
+def test_data_in_another_storage_is_not_looked_for(storage, where, capsys):
+    steps = [dict(type='LoadImageFromFile')]
+    dataset = dict(data_root='data/coco/', ann_file='a.json', data_prefix=dict(img='b/'),
+                   pipeline=steps)
+    metric = dict(ann_file='data/coco/a.json')
+    dict(dataset=dataset, step=steps[0], metric=metric).get(where, {}).update(storage)
+    if where == 'inner step':
+        dataset['pipeline'] = [dict(type='RandomChoice', transforms=[[dict(steps[0], **storage)]])]
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(dataset=dataset)),
+                      train_evaluator=[metric]))
+    found = [message.split('--cfg-options ')[1] for message in missing_data(cfg, 'train')]
+    key = 'train_dataloader.dataset.dataset.'
+    assert found == {
+        'dataset': ['train_evaluator.ann_file=...'],
+        'metric': [f'{key}data_root=...'],
+    }.get(where, [f'{key}ann_file=...', 'train_evaluator.ann_file=...'])
+
+
+@pytest.mark.parametrize('storage', [dict(backend_args=dict(backend='local')),
+                                     dict(backend_args=None),
+                                     dict(file_client_args=dict(backend='disk'))])
+def test_data_on_this_machine_by_name(storage):
+    cfg = Config(dict(train_dataloader=dict(dataset=dict(data_root='nowhere', **storage))))
+    assert len(list(missing_data(cfg, 'train'))) == 1
+
+
+def test_what_was_not_looked_for_is_said(monkeypatch):
+    lines = []
+    monkeypatch.setattr('mmhcnet.cli.config.print_log', lambda line, logger: lines.append(line))
+    check_data(Config(dict(train_dataloader=dict(dataset=dict(
+        data_root='s3://bucket/coco', ann_file='a.json')))), ['train'])
+    assert lines == ['Not looked for, because they lie in another storage: s3://bucket/coco, '
+                     's3://bucket/coco/a.json']

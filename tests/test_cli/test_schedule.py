@@ -6,7 +6,9 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
-from mmhcnet.cli.schedule import RunLength, fit_schedule, run_length, scale_schedule
+from mmhcnet.cli.schedule import (RunLength, fit_schedule, run_length, scale_schedule,
+                                  validation_interval)
+from mmhcnet.training.loops import IterTrainLoop
 
 COSINE = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=20,
@@ -168,3 +170,14 @@ def test_to_iterations_for_a_trial():
         (False, 0, 2), (False, 2, 30)]
     assert all('convert_to_iter_based' not in s for s in scaled)
     assert COSINE[0]['by_epoch'], 'the source must not change'
+
+
+@pytest.mark.parametrize('train_cfg, interval', [
+    (dict(type='mmhcnet.EpochTrainLoop', max_epochs=3), 1),
+    (dict(type='mmhcnet.IterTrainLoop', max_iters=3), 1000),
+    (dict(by_epoch=True, max_epochs=3), 1), (dict(max_iters=3), 1000),
+    (dict(type='IterBasedTrainLoop', max_iters=3), 1000),
+    (dict(type='mmhcnet.IterTrainLoop', max_iters=3, val_interval=7), 7),
+    (dict(type=IterTrainLoop, max_iters=3), 1000), (dict(type='NoSuchLoop', max_iters=3), 1)])
+def test_the_validation_interval_is_the_loops_own(train_cfg, interval):
+    assert validation_interval(train_cfg) == interval

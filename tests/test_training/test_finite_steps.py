@@ -1,9 +1,12 @@
+import socket
 import types
 from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 from mmengine.hooks import Hook
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -390,6 +393,46 @@ def test_recently_skipped():
         *_, runner = drive(settings, batches, hook=hook)
         assert hook.recently_skipped(runner) == expected
     assert (hook.skipped, hook.succeeded) == (2, 5)
+
+
+def _two_ranks(rank, port, optimizer, queue):
+    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+
+    class Bad(Model):
+        """On the second rank one loss is nan, and every gradient finite."""
+        calls = 0
+
+        def forward(self, *args, mode='tensor', **kwargs):
+            losses = super().forward(*args, mode=mode, **kwargs)
+            self.calls += 1
+            losses['loss_more'] = torch.tensor(NAN if rank and self.calls == 2 else 0.)
+            return losses
+
+    def wrapped():
+        return MMDistributedDataParallel(Bad(), device_ids=None)
+
+    batches = [batch_of(2 * seed + rank) for seed in range(4)]
+    state, lines, hook, _ = drive(optimizer, batches, wrapped)
+    queue.put((rank, {key: value.numpy() for key, value in state.items() if 'weight' in key},
+               lines, hook.skipped, hook.succeeded))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('optimizer', [OPTIMIZERS[0], OPTIMIZERS[2]])
+def test_a_bad_loss_on_one_rank_skips_the_step_on_all(optimizer):
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    queue = torch.multiprocessing.get_context('spawn').SimpleQueue()
+    torch.multiprocessing.spawn(_two_ranks, (port, dict(optimizer), queue), nprocs=2)
+    (_, weights, silent, *counts), (_, other, lines, *other_counts) = sorted(
+        (queue.get(), queue.get()), key=lambda result: result[0])
+    assert counts == other_counts == [1, 3]
+    # The rank that had it names its images.
+    assert not silent and len(lines) == 1 and 'images/3.png' in lines[0]
+    assert all((weights[key] == other[key]).all() for key in weights)
 
 
 def test_a_run_without_a_single_step(tmp_path):
