@@ -1,4 +1,4 @@
-"""Whether the weights of a checkpoint fit a model, and loading them: one answer for every caller."""
+"""Whether the weights of a checkpoint fit a model, and loading them: one answer for all."""
 import re
 from typing import Dict, List, NamedTuple, Optional
 

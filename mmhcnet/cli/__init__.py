@@ -1,4 +1,4 @@
-"""What the command-line tools share: parser, config, schedule, errors, distributed set-up, trial."""
+"""What the command-line tools share: parser, config, schedule, errors, distributed runs, trial."""
 from .config import check_data, load_config
 from .errors import one_line_errors
 from .main import run

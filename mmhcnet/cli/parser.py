@@ -1,5 +1,6 @@
 """Arguments that several tools take."""
 import argparse
+from pathlib import Path
 
 from mmengine.config import DictAction
 
@@ -39,7 +40,8 @@ def add_config(parser: argparse.ArgumentParser, help: str = 'config file') -> No
 
 def add_shape(parser: argparse.ArgumentParser, help: str) -> None:
     """``--shape H W``; the parsed value is (H, W), or None."""
-    parser.add_argument('--shape', type=int, nargs='+', action=_Shape, metavar=('H', 'W'), help=help)
+    parser.add_argument('--shape', type=int, nargs='+', action=_Shape, metavar=('H', 'W'),
+                        help=help)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
@@ -59,3 +61,20 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     # torch.distributed.launch passes it; torchrun sets the variable instead.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0,
                         help=argparse.SUPPRESS)
+
+
+def add_models(parser: argparse.ArgumentParser, layers: bool = False) -> None:
+    """``--model CONFIG CKPT``, repeatable; with ``layers`` each may name a layer."""
+    what, values = "config and checkpoint, or 'none' for untrained weights", ('CONFIG', 'CKPT')
+    if layers:
+        what += ', and the name of a layer (default: the last norm or stage of the backbone)'
+        values = ('CONFIG CKPT', 'LAYER')
+    parser.add_argument('--model', nargs='+' if layers else 2, action='append', required=True,
+                        metavar=values, dest='models', help=f'{what}; repeatable')
+
+
+def add_picture(parser: argparse.ArgumentParser, out: str, help: str) -> None:
+    """``--out`` for what is drawn of a photo, and the ``--size`` of the photo."""
+    parser.add_argument('--out', type=Path, default=Path(out), help=f'{help} (%(default)s)')
+    parser.add_argument('--size', type=int, default=224,
+                        help='shorter side that the photo is resized to (%(default)s)')
