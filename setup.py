@@ -1,4 +1,5 @@
 import re
+import runpy
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,11 @@ from setuptools.command.develop import develop
 
 HERE = Path(__file__).resolve().parent
 CARRIED = ('configs', 'demo', 'tools', 'model-index.yml')
+
+# Not by an import: a build has no other package of ours on its path.
+TABLE = runpy.run_path(str(HERE / 'mmhcnet' / 'stacks.py'))
+STACK_EXTRAS = {stack: ['=='.join(pin) for pin in pins.values()] + list(TABLE['UNASKED'][stack])
+                for stack, pins in TABLE['STACKS'].items()}
 
 
 class BuildWithConfigs(build_py):
@@ -74,23 +80,7 @@ setup(
     # naming one here would install its files over the other's.
     install_requires=['torch>=2.1'],
     extras_require=dict(
-        onedl=[
-            'onedl-mmengine==0.10.12',
-            'onedl-mmcv==2.3.6',
-            'onedl-mmdetection==3.5.1',
-            'onedl-mmsegmentation==1.4.2',
-            'onedl-mmpretrain==1.3.6',
-        ],
-        openmmlab=[
-            'mmengine==0.10.7',
-            'mmcv==2.1.0',
-            'mmdet==3.3.0',
-            'mmsegmentation==1.2.2',
-            'mmpretrain==1.2.0',
-            # mmsegmentation imports these two without asking for them.
-            'ftfy',
-            'regex',
-        ],
+        STACK_EXTRAS,
         demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
     ),
     cmdclass=dict(build_py=BuildWithConfigs, develop=DevelopWithConfigs),

@@ -1,7 +1,7 @@
 """What is wrong in this environment, and the command that mends it: python -m mmhcnet.doctor
 
 One line for each finding; the exit code is 0 if there is none, and 1 otherwise. It imports nothing
-but Python's own modules: the others are tried in a process of their own, where a crash is a
+but Python's own modules and a table: the others are tried in a process of their own, where a crash is a
 finding too.
 """
 import json
@@ -12,38 +12,10 @@ from contextlib import contextmanager
 from importlib.metadata import distributions
 from typing import Dict, Iterator, List, NamedTuple, Sequence
 
-# {stack: {import name: (distribution, the version that the tests pass with)}}
-STACKS = {
-    # The maintained continuation of OpenMMLab.
-    'onedl': {
-        'mmengine': ('onedl-mmengine', '0.10.12'),
-        'mmcv': ('onedl-mmcv', '2.3.6'),
-        'mmdet': ('onedl-mmdetection', '3.5.1'),
-        'mmseg': ('onedl-mmsegmentation', '1.4.2'),
-        'mmpretrain': ('onedl-mmpretrain', '1.3.6'),
-    },
-    # OpenMMLab's own last releases.
-    'openmmlab': {
-        'mmengine': ('mmengine', '0.10.7'),
-        # The last that mmdet 3.3.0 accepts.
-        'mmcv': ('mmcv', '2.1.0'),
-        'mmdet': ('mmdet', '3.3.0'),
-        'mmseg': ('mmsegmentation', '1.2.2'),
-        'mmpretrain': ('mmpretrain', '1.2.0'),
-    },
-}
+from mmhcnet.stacks import BUILD_TOOLS, STACKS
 
 # Every distribution that writes the folder mmcv.
 MMCVS = ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite')
-
-# What mmcv's operators are compiled with.
-BUILD_TOOLS = {
-    # onedl-mmcv's pyproject.toml is refused by older ones.
-    'onedl': '"setuptools>=80" wheel ninja psutil packaging',
-    # torch 2.1's C++ extensions import from pkg_resources what 70 has no longer; wheel 0.46 leaves
-    # making wheels to setuptools 70.
-    'openmmlab': '"setuptools<70" "wheel<0.46" ninja psutil packaging',
-}
 
 TRIED = ('torch', 'torchvision', 'cv2', 'pkg_resources', 'mmengine', 'mmcv', 'mmcv.ops',
          'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmhcnet.models')
@@ -59,7 +31,6 @@ for name in sys.argv[1:]:
         error = f'{type(e).__name__}: {e}'
     print('\\n@doctor' + json.dumps([name, error]), flush=True)
 '''
-
 
 ADVICE = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
           'mends it.')

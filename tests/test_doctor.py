@@ -1,4 +1,5 @@
 """What the doctor finds: from facts, and in environments of packages that only pretend."""
+import ast
 import importlib.metadata
 import os
 import re
@@ -8,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmhcnet.doctor import STACKS, Facts, examine
+from mmhcnet.doctor import Facts, examine
+from mmhcnet.stacks import STACKS, UNASKED
 
 from .conftest import ROOT
 
@@ -28,8 +30,32 @@ def test_versions_are_those_of_the_requirement_files(stack):
     pins = dict(STACKS[stack].values())
     assert pins.items() <= requirement_pins(f'{stack}.txt').items()
     assert pins.items() <= requirement_pins(f'lock-{stack}.txt').items()
-    extra = re.search(rf'\b{stack}=\[(.*?)\]', (ROOT / 'setup.py').read_text(), re.S)[1]
-    assert pins.items() <= dict(re.findall(r"'([\w-]+)==([\w.]+)'", extra)).items()
+    assert set(UNASKED[stack]) <= set(requirement_pins(f'{stack}.txt'))
+
+
+def test_extras_of_the_package_are_the_stacks(tmp_path):
+    code = ("import setuptools; found = {}; setuptools.setup = lambda **k: found.update(k); "
+            "import runpy; runpy.run_path('setup.py'); print(found['extras_require'])")
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    extras = ast.literal_eval(done.stdout)
+    for stack, pins in STACKS.items():
+        assert extras[stack] == ['=='.join(pin) for pin in pins.values()] + list(UNASKED[stack])
+
+
+def test_the_page_has_the_versions_of_the_lock_files():
+    page = (ROOT / 'docs' / 'compatibility.md').read_text().split('\n## ')[0]
+    rows = {tuple(name for name in re.findall(r'[a-z]+', row[0])): row[1:] for row in (
+        [cell.strip() for cell in line.strip('|').split('|')]
+        for line in page.splitlines() if line.startswith('| ')) if len(row) == 3}
+    shown = 0
+    for names, cells in rows.items():
+        for i, stack in enumerate(STACKS):
+            lock = requirement_pins(f'lock-{stack}.txt')
+            versions = re.findall(r'\d+(?:\.\d+)+', cells[i])
+            for name, version in zip(names, versions):
+                assert lock[STACKS[stack].get(name, (name, ))[0]] == version, name
+                shown += 1
+    assert shown == 2 * (len(STACKS['onedl']) + len(('torch', 'torchvision', 'numpy')))
 
 
 @pytest.mark.parametrize('versions', [LEGACY, ONEDL])
