@@ -14,6 +14,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from .conftest import load_script
+
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'tools' / 'setup_env.py'
 PYTHON = '{}.{}'.format(*sys.version_info[:2])
@@ -22,10 +24,7 @@ STACKS = ('onedl', 'openmmlab')
 
 @pytest.fixture
 def module():
-    spec = importlib.util.spec_from_file_location('setup_env', SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def run_script(*args, **env):

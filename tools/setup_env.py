@@ -40,7 +40,7 @@ CACHE_GB = 4
 # With torch in place, only the smaller packages and the compiler's files are still to come.
 DISK_GB_AFTER_TORCH = 3
 
-# Seconds between two lines of progress where the output is no terminal.
+# Seconds between two lines of progress.
 HEARTBEAT = 20
 
 NETWORK = ('most often the network failed: run the same command again, it goes on where it '
@@ -130,17 +130,22 @@ def check_ensurepip(python):
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise SetupError(
-            'Python {0} lacks the modules that make virtual environments: install them (Debian, '
-            'Ubuntu: apt install python{0}-venv) and run this again.'.format(python))
+        raise missing('Python {} lacks the modules that make virtual environments'.format(python),
+                      'python{}-venv'.format(python))
 
 
 def check_headers(python, include):
     if not os.path.isfile(os.path.join(include, 'Python.h')):
-        raise SetupError(
-            'The C headers of Python {0} are missing ({1}/Python.h), and mmcv\'s operators are '
-            'compiled with them: install them (Debian, Ubuntu: apt install python{0}-dev; '
-            'Fedora: dnf install python3-devel) and run this again.'.format(python, include))
+        raise missing(
+            'The C headers of Python {} are missing ({}/Python.h), and mmcv\'s operators are '
+            'compiled with them'.format(python, include), 'python{}-dev'.format(python),
+            'python3-devel')
+
+
+def missing(what, debian, fedora=None):
+    """What is wrong, and the system's package that mends it."""
+    return SetupError('{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
+        what, debian, '; Fedora: dnf install ' + fedora if fedora else ''))
 
 
 def find_compiler(environ):
@@ -148,10 +153,8 @@ def find_compiler(environ):
     for name in names:
         if shutil.which(shlex.split(name)[0], path=environ.get('PATH')):
             return name
-    raise SetupError(
-        'No C++ compiler was found ({}), and mmcv\'s operators have to be compiled: install one '
-        '(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) and run this '
-        'again.'.format(' or '.join(names)))
+    raise missing('No C++ compiler was found ({}), and mmcv\'s operators have to be '
+                  'compiled'.format(' or '.join(names)), 'g++', 'gcc-c++')
 
 
 def free_gb(folder):
@@ -184,7 +187,7 @@ def read_state(venv):
         return {}
 
 
-def write_state(venv, **state):
+def write_state(venv, state):
     path = os.path.join(venv, STATE)
     with open(path + '.new', 'w') as file:
         json.dump(state, file)
@@ -199,21 +202,20 @@ def stamp(stack, python):
     """A hash of all that decides what is installed, this folder included: its install is
     editable."""
     digest = hashlib.sha256('\n'.join((ROOT, stack, python)).encode())
-    for path in (requirements('build'), requirements('torch'), requirements('lock-' + stack),
-                 os.path.join(ROOT, 'setup.py'), os.path.join(ROOT, 'pyproject.toml')):
+    for path in [requirements(name) for name in ('build', 'torch', 'lock-' + stack)] + [
+            os.path.join(ROOT, 'setup.py'), os.path.join(ROOT, 'pyproject.toml')]:
         if os.path.exists(path):
             with open(path, 'rb') as file:
                 digest.update(file.read())
     return digest.hexdigest()
 
 
-def is_complete(venv, stack, python):
-    return (os.path.exists(venv_python(venv)) and
-            read_state(venv) == dict(python=python, stack=stack, stamp=stamp(stack, python)))
-
-
 def venv_python(venv):
     return os.path.join(venv, 'bin', 'python')
+
+
+def is_complete(venv, wanted):
+    return os.path.exists(venv_python(venv)) and read_state(venv) == wanted
 
 
 # Running commands
@@ -235,14 +237,11 @@ def tail(path, start, size):
 
 def progress(lines):
     """The newest line of pip's or ninja's output that says how far it is."""
-    for line in reversed(lines):
-        compiled = re.match(r'\s*\[(\d+)/(\d+)\]', line)
-        if compiled:
-            return 'compiled {} of {}'.format(*compiled.groups())
-        other = re.match(
-            r'\s*(Downloading \S+|Installing collected packages|Building wheel for \S+)', line)
-        if other:
-            return other.group(1)
+    known = (r'\s*(?:\[(\d+)/(\d+)\]'
+             r'|(Downloading \S+|Installing collected packages|Building wheel for \S+))')
+    for match in filter(None, (re.match(known, line) for line in reversed(lines))):
+        done, count, other = match.groups()
+        return other or 'compiled {} of {}'.format(done, count)
     return ''
 
 
@@ -269,7 +268,6 @@ class Steps(object):
         self.log.flush()
         start = self.log.tell()
         begun = beat = time.time()
-        terminal = sys.stdout.isatty()
         # A session of its own: when the set-up is stopped, the compilers must stop with it.
         process = subprocess.Popen(
             command, cwd=ROOT, env=dict(self.env, **env), stdin=subprocess.DEVNULL,
@@ -277,19 +275,11 @@ class Steps(object):
         try:
             while process.poll() is None:
                 time.sleep(.1)
-                if time.time() - beat < (1 if terminal else HEARTBEAT):
-                    continue
-                beat = time.time()
-                line = '      {}  {}'.format(
-                    clock(beat - begun), progress(tail(self.log.name, start, 200000)))
-                if terminal:
-                    width = shutil.get_terminal_size().columns - 1
-                    print('\r\033[K' + line[:width], end='', flush=True)
-                else:
-                    say(line)
+                if time.time() - beat >= HEARTBEAT:
+                    beat = time.time()
+                    say('      {}  {}'.format(
+                        clock(beat - begun), progress(tail(self.log.name, start, 200000))))
         finally:
-            if terminal:
-                print('\r\033[K', end='', flush=True)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
@@ -359,11 +349,8 @@ def operator_target(venv, env):
             stderr=subprocess.DEVNULL).strip()
     except subprocess.CalledProcessError:
         raise SetupError('torch does not run in {}: remove it and run this again.'.format(venv))
-    if answer == 'cpu':
-        return ['cpu'], {}
-    if answer == 'cuda':
-        say('      The operators are compiled for the GPU as well, which takes longer.')
-        return ['cpu', 'cuda'], {}
+    if answer in ('cpu', 'cuda'):
+        return ['cpu'] + ['cuda'] * (answer == 'cuda'), {}
     say('      The operators are compiled for the CPU only, because {}; detection on the GPU '
         'needs them there: install the CUDA toolkit that torch asks for, remove {} and run this '
         'again.'.format(answer, venv))
@@ -399,15 +386,16 @@ def install(venv, stack, steps):
     with steps.step('mmhcnet itself'):
         steps.run(pip + ['--no-build-isolation', '--no-deps', '-e', ROOT], 'see the lines above')
     with steps.step('a try of every library'):
-        try_operators = [python, '-c', CHECK_OPERATORS] + devices
+        operators = ([python, '-c', CHECK_OPERATORS] + devices,
+                     'mmcv\'s operators do not work with this torch')
         try:
-            steps.run(try_operators, 'mmcv\'s operators do not work with this torch')
+            steps.run(*operators)
         except StepError:
             say('      mmcv\'s operators fail as above. pip keeps what it has built, and hands it '
                 'out whatever torch it was built against: compiling once more.')
             steps.run(build + ['--no-cache-dir', '--force-reinstall', mmcv_pin(lock)], COMPILE,
                       **target)
-            steps.run(try_operators, 'mmcv\'s operators do not work with this torch')
+            steps.run(*operators)
         steps.run([python, '-c', CHECK_LIBRARIES], 'remove {} and run this again'.format(venv))
 
 
@@ -416,7 +404,9 @@ def set_up(venv, stack):
     python = '{}.{}'.format(*sys.version_info[:2])
     check_stack(stack)
     check_venv(venv, stack, python)
-    if is_complete(venv, stack, python):
+    state = dict(python=python, stack=stack)
+    complete = dict(state, stamp=stamp(stack, python))
+    if is_complete(venv, complete):
         return
     check_ensurepip(python)
     check_headers(python, sysconfig.get_path('include'))
@@ -426,9 +416,9 @@ def set_up(venv, stack):
     begun = time.time()
     os.makedirs(venv, exist_ok=True)
     with locked_log(venv) as log:
-        if is_complete(venv, stack, python):
+        if is_complete(venv, complete):
             return
-        write_state(venv, python=python, stack=stack)
+        write_state(venv, state)
         say('Making {} for Python {}, once: about 10 minutes on 2 cores. The output goes to {}.'
             .format(venv, python, log.name))
         # Downloads are unpacked beside the environment: /tmp is often small, or kept in memory.
@@ -439,7 +429,7 @@ def set_up(venv, stack):
             install(venv, stack, Steps(6, log, child_environment(venv, compiler, temporary)))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        write_state(venv, python=python, stack=stack, stamp=stamp(stack, python))
+        write_state(venv, complete)
         say('{} is ready, after {}.'.format(venv, clock(time.time() - begun)))
 
 

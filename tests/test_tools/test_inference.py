@@ -1,5 +1,4 @@
 """The inferencers of mmpretrain, mmdet and mmseg with our configs, and demo/image_demo.py."""
-import importlib.util
 import sys
 
 import numpy as np
@@ -9,6 +8,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
+from ..conftest import load_script
 from .conftest import CONFIGS, ROOT
 
 DIGITS = tuple('0123456789')
@@ -113,9 +113,7 @@ def test_segmentation_inferencer(family, checkpoint, scene, tmp_path):
 @pytest.fixture
 def image_demo(monkeypatch, capsys):
     """Run demo/image_demo.py in this process; returns what it printed."""
-    spec = importlib.util.spec_from_file_location('image_demo', ROOT / 'demo' / 'image_demo.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / 'demo' / 'image_demo.py')
 
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['image_demo.py', *map(str, args)])

@@ -1,12 +1,12 @@
 """docs/paper_tables.md: what it says is what is measured, and the counter agrees with the peers."""
-import importlib.util
 import re
 
 import pytest
 
-from mmhcnet.inference.complexity import count_complexity
 from mmhcnet.cli.config import load_config
+from mmhcnet.inference.complexity import count_complexity
 
+from ..conftest import load_script
 from .conftest import ROOT
 
 PAGE = ROOT / 'docs' / 'paper_tables.md'
@@ -16,11 +16,7 @@ PEERS = [(task, name) for task in ('CLASSIFIERS', 'DETECTORS', 'SEGMENTORS')
 
 @pytest.fixture(scope='module')
 def tables():
-    spec = importlib.util.spec_from_file_location(
-        'paper_tables', ROOT / 'tools' / 'analysis_tools' / 'paper_tables.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / 'tools' / 'analysis_tools' / 'paper_tables.py')
 
 
 def row_named(tables, task, name):

@@ -1,5 +1,4 @@
 """tools/misc/prepare_data.py on the digits, whole and with faults put into them."""
-import importlib.util
 import json
 import shutil
 import sys
@@ -8,16 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ..conftest import load_script
 from .conftest import CONFIGS, ROOT
 
 
 @pytest.fixture
 def check(monkeypatch, capsys):
     """Run the tool in this process; returns its exit code and what it printed."""
-    spec = importlib.util.spec_from_file_location(
-        'prepare_data', ROOT / 'tools' / 'misc' / 'prepare_data.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script(ROOT / 'tools' / 'misc' / 'prepare_data.py')
 
     def run(config, *args):
         monkeypatch.setattr(sys, 'argv', ['prepare_data.py', str(config), *map(str, args)])

@@ -1,5 +1,4 @@
 """Wrong commands: each ends with one line that names the cure and an exit code other than 0."""
-import importlib.util
 import os
 import sys
 from collections import OrderedDict
@@ -8,6 +7,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 
+from ..conftest import load_script
 from .conftest import CONFIGS, ROOT
 
 CLS, DET, SEG = CONFIGS['classification'], CONFIGS['detection'], CONFIGS['segmentation']
@@ -179,9 +179,7 @@ def failed(tmp_path, small, places, monkeypatch, capsys):
             if script == 'test.py' and len(command) > 3 and command[0] == str(config):
                 # The checkpoint stands right after the config.
                 command = [command[0], *command[3:], *command[1:3]]
-        spec = importlib.util.spec_from_file_location('tool', ROOT / 'tools' / script)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(ROOT / 'tools' / script)
         # The logger of an earlier case writes to a stream that pytest has closed.
         monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
         monkeypatch.chdir(ROOT)
