@@ -77,13 +77,17 @@ def test_parsed_once_by_the_data_set(file, wrap):
     assert len(pickle.loads(pickle.dumps(dataset))) == len(dataset)
 
 
-def test_the_hook_names_them_without_a_second_parse(tmp_path, file):
-    runner = toy_runner(tmp_path / 'run', dict(max_epochs=1),
-                        dataset=dict(type='ToyCoco', ann_file=file))
+def warnings_of_a_run(folder, dataset):
+    runner = toy_runner(folder, dict(max_epochs=1), dataset=dataset)
     lines = []
     runner.logger.warning = lines.append
     runner.register_hook(DataFaultHook())
     runner.train()
+    return lines
+
+
+def test_the_hook_names_them_without_a_second_parse(tmp_path, file):
+    lines = warnings_of_a_run(tmp_path / 'run', dict(type='ToyCoco', ann_file=file))
     assert Coco.parsed == [file]
     line, = lines
     assert line.startswith(f'2 boxes of {file} are without area or outside their image, and are '
@@ -93,12 +97,7 @@ def test_the_hook_names_them_without_a_second_parse(tmp_path, file):
 def test_a_data_set_with_another_reader(tmp_path, file):
     dataset = build_dataset(dict(type='OtherReader', ann_file=file))
     assert left_out_of(dataset) is None
-    runner = toy_runner(tmp_path / 'run', dict(max_epochs=1),
-                        dataset=dict(type='OtherReader', ann_file=file))
-    lines = []
-    runner.logger.warning = lines.append
-    runner.register_hook(DataFaultHook())
-    runner.train()
+    lines = warnings_of_a_run(tmp_path / 'run', dict(type='OtherReader', ann_file=file))
     assert '2 boxes' in lines[0]
 
 
