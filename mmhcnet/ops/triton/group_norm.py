@@ -41,8 +41,8 @@ def _load_channels(t, c, C: tl.constexpr):
     return tl.load(t + c, mask=c < C, other=0).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=['blocks', 'parts', 'o_sample'])
-def _statistics(x, offset, means, squares, size, blocks, parts, o_sample, C: tl.constexpr,
+@triton.jit(do_not_specialize=['area', 'blocks', 'parts', 'o_sample'])
+def _statistics(x, offset, means, squares, area, blocks, parts, o_sample, C: tl.constexpr,
                 BLOCK: tl.constexpr):
     """Of every part of a sample: mean, less the sample's first element, and squared deviations.
 
@@ -51,9 +51,11 @@ def _statistics(x, offset, means, squares, size, blocks, parts, o_sample, C: tl.
     """
     pid = tl.program_id(0)
     sample = pid // parts
+    # C, a constant, tells how many of neighbouring elements exist together.
+    size = area * C
     x += sample.to(tl.int64) * size
     if offset is not None:
-        offset += sample * o_sample
+        offset += sample * o_sample * C
     base = _load(x, offset, 0, True, C)
     first = pid % parts * blocks
     count = 0.
@@ -112,7 +114,7 @@ def _forward(x, weight, bias, offset, means, squares, y, mean, rstd, eps, batch,
     x += start
     y += start
     if offset is not None:
-        offset += sample * o_sample
+        offset += sample * o_sample * C
     base = _load(x, offset, 0, True, C)
     m, r = _combine(base, means + sample * parts, squares + sample * parts, area * C,
                     blocks * STATISTICS_BLOCK, parts, eps, PARTS)
@@ -142,7 +144,7 @@ def _sums(dy, x, offset, mean, rstd, sums, batch, area, pixels, o_sample, C: tl.
     x += start
     centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
     if offset is not None:
-        centre += _load_channels(offset + sample * o_sample, c, C)
+        centre += _load_channels(offset + sample * o_sample * C, c, C)
     total = tl.zeros((TILE // BLOCK, BLOCK), tl.float32)
     product = tl.zeros((TILE // BLOCK, BLOCK), tl.float32)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
@@ -204,7 +206,7 @@ def _backward(dy, x, weight, offset, residual, mean, rstd, means, dx, batch, are
     slope = tl.load(means + 2 * sample + 1) * r * r
     centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
     if offset is not None:
-        centre += _load_channels(offset + sample * o_sample, c, C)
+        centre += _load_channels(offset + sample * o_sample * C, c, C)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
         pixel = p + tl.arange(0, TILE // BLOCK)
         index = pixel[:, None] * C + c[None, :]
@@ -233,8 +235,8 @@ def _tiles(batch: int, channels: int, area: int) -> Tuple[Tuple[int], int, int, 
     return (parts * triton.cdiv(channels, block), ), parts, pixels, block
 
 
-def _stride(offset: Optional[Tensor], channels: int) -> int:
-    return 0 if offset is None or offset.shape[0] == 1 else channels
+def _samples(offset: Optional[Tensor]) -> int:
+    return 0 if offset is None or offset.shape[0] == 1 else 1
 
 
 @operator('group_norm_1_forward')
@@ -252,14 +254,14 @@ def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
     blocks, parts = _parts(batch, channels * area)
     grid, _, pixels, block = _tiles(batch, channels, area)
     means, squares = (x.new_empty(batch * parts, dtype=torch.float32) for _ in range(2))
-    stride = _stride(offset, channels)
+    o_sample = _samples(offset)
     with on_device(x):
         wrap_triton(_statistics, x)[(batch * parts, )](
-            x, offset, means, squares, channels * area, blocks, parts, stride, channels,
+            x, offset, means, squares, area, blocks, parts, o_sample, channels,
             _STATISTICS_BLOCK)
         wrap_triton(_forward, x)[grid](
             x, weight.contiguous(), bias.contiguous(), offset, means, squares, y, mean, rstd, eps,
-            batch, area, pixels, blocks, parts, stride, channels, triton.next_power_of_2(parts),
+            batch, area, pixels, blocks, parts, o_sample, channels, triton.next_power_of_2(parts),
             _STATISTICS_BLOCK, block, _TILE)
     return y, mean, rstd
 
@@ -281,7 +283,7 @@ def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, 
     sums = x.new_empty((parts, 2, channels), dtype=torch.float32)
     combined = x.new_empty((batch, 2, channels), dtype=torch.float32)
     means = x.new_empty((batch, 2), dtype=torch.float32)
-    sizes = (batch, area, pixels, _stride(offset, channels), channels, block, _TILE)
+    sizes = (batch, area, pixels, _samples(offset), channels, block, _TILE)
     weight = weight.contiguous()
     with on_device(x):
         wrap_triton(_sums, x)[grid](dy, x, offset, mean, rstd, sums, *sizes)

@@ -39,6 +39,13 @@ def _load_channels(t, c, C: tl.constexpr):
     return tl.load(t + c, mask=c < C, other=0).to(tl.float32)[None, :]
 
 
+@triton.jit
+def _sigmoid(g):
+    # 1 / y as rsqrt(y)²: a division takes several times the instructions.
+    root = tl.rsqrt(1 + tl.exp2(g * -1.442695))
+    return root * root
+
+
 @triton.jit(do_not_specialize=['rows'])
 def _forward(u, gate, weight, bias, y, mean, rstd, eps, rows, gate_stride, C: tl.constexpr,
              BLOCK: tl.constexpr, TILE: tl.constexpr):
@@ -51,7 +58,7 @@ def _forward(u, gate, weight, bias, y, mean, rstd, eps, rows, gate_stride, C: tl
     out = d * r[:, None] * _load_channels(weight, c, C) + _load_channels(bias, c, C)
     if gate is not None:
         g = _load_rows(gate, row, c, gate_stride, rows, C)
-        out *= g * tl.sigmoid(g)
+        out *= g * _sigmoid(g)
     _store_rows(y, row, c, C, rows, C, out)
     tl.store(mean + row, m, mask=row < rows)
     tl.store(rstd + row, r, mask=row < rows)
@@ -75,7 +82,7 @@ def _backward(dy, u, gate, weight, bias, mean, rstd, du, dgate, sums, rows, tile
         normalised = tl.where((c < C)[None, :], (v - m) * r, 0)
         if gate is not None:
             g = _load_rows(gate, row, c, gate_stride, rows, C)
-            s = tl.sigmoid(g)
+            s = _sigmoid(g)
             # SiLU' = s (1 + g (1 - s)).
             _store_rows(dgate, row, c, dgate_stride, rows, C,
                         d * (normalised * w + b) * s * (1 + g * (1 - s)))
