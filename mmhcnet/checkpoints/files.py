@@ -30,7 +30,7 @@ def write_file(path: Union[str, Path], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        if _digest(temporary) != hashlib.sha256(content).hexdigest():
+        if sha256_of(temporary) != hashlib.sha256(content).hexdigest():
             raise OSError(f"'{path}' reads back differently from what was written")
         os.replace(temporary, path)
     finally:
@@ -43,7 +43,7 @@ def write_file(path: Union[str, Path], content: bytes) -> None:
         os.close(folder)
 
 
-def _digest(path: Path) -> str:
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, 'rb') as file:
         while chunk := file.read(_CHUNK):
@@ -93,7 +93,7 @@ def fault_of(path: Union[str, Path]) -> Optional[str]:
         if expected:
             if size != expected[0]:
                 return f'it has {size} bytes, recorded are {expected[0]}'
-            return None if _digest(path) == expected[1] else 'its sha256 is not the recorded one'
+            return None if sha256_of(path) == expected[1] else 'its sha256 is not the recorded one'
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         return f"its part '{damaged}' is damaged" if damaged else None

@@ -14,6 +14,10 @@ from mmhcnet.registry import HOOKS
 from .files import fault_of, remove_leftovers, write_file
 from .fitting import fit, weights_of
 from .locate import NAMES, newest_whole, place_of
+from .plain import plain, with_logs
+
+# What mmengine takes from a checkpoint when it resumes.
+_RESUMED = dict(meta=('epoch', 'iter'), message_hub=('log_scalars', 'runtime_info', 'resumed_keys'))
 
 
 @HOOKS.register_module()
@@ -26,6 +30,8 @@ class CheckpointHook(_CheckpointHook):
       recorded beside it. An old checkpoint is removed after the new one stands, the best one too.
     - Resuming without a path takes the newest checkpoint that is whole and logs which it passed
       over. A given path is checked too.
+    - It holds plain data, numbers, text, containers and tensors, so that any program reads it with
+      ``torch.load(..., weights_only=True)``.
     - If one cannot be written (disk full), training goes on, with an error in the log and the
       former checkpoints intact. The run ends with an error if the last one could not be written.
 
@@ -45,6 +51,8 @@ class CheckpointHook(_CheckpointHook):
             self.backend_args = dict(backend='mmhcnet.checkpoint')
         # What could not be written at the last try -> why.
         self._write_errors: Dict[str, str] = {}
+        # Objects that are not plain data, as already warned of.
+        self._objects: List[str] = []
 
     def before_run(self, runner: Runner) -> None:
         # The runner loads right after this stage.
@@ -81,11 +89,18 @@ class CheckpointHook(_CheckpointHook):
         return path and str(path), None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        lacks = [key for key in ('meta', 'message_hub') if key not in checkpoint]
-        if runner._resume and lacks:
-            raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
-                            f'(no {" and no ".join(lacks)}). To start from them, give it as '
-                            '--cfg-options load_from=... without --resume')
+        if runner._resume:
+            lacks = [f'{key}.{part}' for key, parts in _RESUMED.items() for part in parts
+                     if not isinstance(checkpoint.get(key), dict) or part not in checkpoint[key]]
+            if lacks:
+                raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
+                                f'(no {", no ".join(lacks)}). To start from them, give it as '
+                                '--cfg-options load_from=... without --resume')
+            if 'optimizer' not in checkpoint:
+                runner.logger.warning(f'{runner._load_from} holds no state of the optimizer, as it '
+                                      'is with the best checkpoint: its momenta start from zero.')
+            hub = checkpoint['message_hub']
+            hub['log_scalars'] = with_logs(hub['log_scalars'])
         weights = weights_of(checkpoint)
         found = fit(runner.model, weights)
         # The optimizer's state would not fit a weight that was resized.
@@ -100,6 +115,16 @@ class CheckpointHook(_CheckpointHook):
                 f"no weight of the model is in '{runner._load_from}', which holds "
                 f'{", ".join(list(weights)[:3])}, ...: give a checkpoint of the model in the '
                 'config'))
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        for key in checkpoint:
+            checkpoint[key], objects = plain(checkpoint[key], key)
+            for found in set(objects).difference(self._objects):
+                runner.logger.warning(
+                    f'The checkpoints hold an object that is not plain data ({found}), and reading '
+                    'them takes --trust-checkpoint: let the hook that adds it put numbers, text, '
+                    'containers or tensors there')
+                self._objects.append(found)
 
     def before_train(self, runner: Runner) -> None:
         resumed = runner._load_from if runner._resume else None

@@ -1,195 +1,148 @@
-"""Reading checkpoints without running what is in them.
+"""Reading checkpoints without running what is in them, from wherever mmengine reads them.
 
-A checkpoint is a pickle, and a pickle may call any function. Here only a list of names is known to
-the reader: tensors, numbers, containers and what mmengine keeps in its checkpoints. torch's own
-``weights_only`` takes no such list before torch 2.5, and needs ``getattr`` on it for mmengine's
-logs, through which a file could reach everything else.
+A checkpoint is a pickle, and a pickle may call any function; here :mod:`.formats` reads it, which
+makes plain data and tensors only. A config is a program too, and mmengine runs the text of one that
+it finds in a checkpoint: that text is left out.
 """
-import collections
 import os
-import pickle
-import types
 from functools import partial
-from typing import Any, Type
+from typing import Any, Callable, Dict, Optional
 
-import numpy as np
 import torch
-from mmengine.config import ConfigDict
-from mmengine.dist import barrier, get_rank
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import get_torchvision_models
+from mmengine.runner.checkpoint import (get_deprecated_model_names, get_external_models,
+                                        get_mmcls_models, get_torchvision_models)
+from torch import Tensor
 
-from mmhcnet.errors import UserError
+from mmhcnet.errors import UserError, nearest
 
+from .download import download
+from .formats import Damaged, Refused, open_regular, read_plain
 
-class _Refused(Exception):
-    """Names what is not on the list."""
-
-
-def _history_method(cls: type, name: str) -> Any:
-    """Stands for getattr, by which mmengine's logs name their own statistics."""
-    if cls is not HistoryBuffer or name.startswith('_'):
-        raise _Refused('builtins.getattr')
-    return getattr(cls, name)
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    """Stands for codecs.encode, by which old pickles write bytes."""
-    if encoding != 'latin1':
-        raise _Refused('_codecs.encode')
-    return text.encode(encoding)
-
-
-_NUMPY = {'ndarray': np.ndarray, 'dtype': np.dtype,
-          # Their modules have other names in numpy 2.
-          '_reconstruct': np.zeros(0).__reduce__()[0], 'scalar': np.float64(0).__reduce__()[0]}
-_TENSORS = {
-    ('torch', 'Size'): torch.Size,
-    ('torch', 'device'): torch.device,
-    **{('torch', str(value).split('.')[1]): value for value in vars(torch).values()
-       if isinstance(value, torch.dtype)},
-    **{('torch', name): getattr(torch, name) for name in dir(torch) if name.endswith('Storage')},
-    **{('torch.storage', name): getattr(torch.storage, name)
-       for name in ('UntypedStorage', 'TypedStorage')},
-    **{('torch._utils', name): getattr(torch._utils, name)
-       for name in ('_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter')},
-    ('collections', 'OrderedDict'): collections.OrderedDict,
-}
-_OTHERS = {
-    ('collections', 'Counter'): collections.Counter,
-    ('collections', 'defaultdict'): collections.defaultdict,
-    **{('builtins', t.__name__): t
-       for t in (set, frozenset, slice, complex, bytearray, dict, list)},
-    ('builtins', 'getattr'): _history_method,
-    ('_codecs', 'encode'): _latin1,
-    **{(module, name): value for name, value in _NUMPY.items()
-       for module in ('numpy', 'numpy.core.multiarray', 'numpy._core.multiarray')},
-    (HistoryBuffer.__module__, 'HistoryBuffer'): HistoryBuffer,
-    (ConfigDict.__module__, 'ConfigDict'): ConfigDict,
+_CONVERT = ('where it may run anything, as in a container: python -c "import torch; torch.save({}, '
+            "'weights.pth')\"")
+_PROGRAMS = {
+    'a TorchScript program': _CONVERT.format("torch.jit.load('{0}', 'cpu').state_dict()"),
+    'a tar archive': _CONVERT.format("torch.load('{0}', 'cpu', weights_only=False)"),
 }
 
 
-class TensorUnpickler(pickle.Unpickler):
-    """Knows tensors; :meth:`unknown` decides on all other names."""
+def read_file(path: str, map_location: Any = None, lenient: bool = False) -> Any:
+    """The contents of a checkpoint file; nothing in it is run.
 
-    def find_class(self, module: str, name: str) -> Any:
-        module = {'__builtin__': 'builtins'}.get(module, module)
-        if (module, name) in _TENSORS:
-            return _TENSORS[module, name]
-        return self.unknown(module, name)
+    Args:
+        path (str): A file that ``torch.save`` wrote, or a safetensors file.
+        map_location: As for :func:`torch.load`; ``None`` stands for the CPU.
+        lenient (bool): Objects that are not plain data come out as empty dicts.
 
-    def unknown(self, module: str, name: str) -> Any:
-        raise NotImplementedError
-
-
-class _CheckpointUnpickler(TensorUnpickler):
-
-    def unknown(self, module, name):
-        if (module, name) in _OTHERS:
-            return _OTHERS[module, name]
-        raise _Refused(f'{module}.{name}')
-
-
-def read_pickle(path: str, unpickler: Type[TensorUnpickler], map_location: Any = 'cpu') -> Any:
-    """What ``torch.save`` wrote, with names resolved by ``unpickler`` alone.
+    Returns:
+        Plain data: numbers, strings, containers, tensors, numpy arrays and mmengine's logs.
 
     Raises:
-        UserError: Not such a file.
+        UserError: There is no such file, it holds something else, or it is damaged.
     """
-    # The part of the pickle module that torch.load uses.
-    module = types.SimpleNamespace(
-        __name__='pickle', Unpickler=unpickler, UnpicklingError=pickle.UnpicklingError,
-        load=lambda file, **kwargs: unpickler(file, **kwargs).load())
-    try:
-        with open(path, 'rb') as file:
-            zipped = file.read(4) == b'PK\x03\x04'
-        # torch.load would hand a TorchScript archive, which is a program, to torch.jit. Its own
-        # reader decides, because another one may see other contents in a forged archive.
-        if zipped and 'constants.pkl' in torch._C.PyTorchFileReader(str(path)).get_all_records():
-            raise UserError(f"'{path}' is a TorchScript program: give a file with weights, as "
-                            'torch.save(model.state_dict(), ...) writes it')
-        return torch.load(path, map_location=map_location, pickle_module=module,
-                          weights_only=False)
-    except (UserError, _Refused):
-        raise
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint file '{path}'") from None
-    except OSError as error:
-        raise UserError(f"cannot read '{path}': {error.strerror or error}") from error
-    except Exception as error:
-        # A damaged pickle can fail in any way.
-        raise UserError(
-            f"'{path}' is not a checkpoint that torch can read "
-            f'({(str(error) or repr(error)).splitlines()[0]}): copy or download it again'
-        ) from error
+    with open_regular(path) as file:
+        try:
+            return read_plain(file, map_location, lenient)
+        except UserError:
+            raise
+        except Refused as error:
+            what = str(error)
+            if what in _PROGRAMS:
+                raise UserError(f"'{path}' is {what} and not weights: convert it "
+                                f'{_PROGRAMS[what].format(path)}') from None
+            raise UserError(
+                f"'{path}' is refused: beside weights it holds '{what}', and loading that could "
+                'run any program. If you trust where the file is from, add --trust-checkpoint'
+            ) from None
+        except Exception as error:
+            # A damaged file can fail in any way.
+            reason = (str(error).strip() or repr(error)).splitlines()[0]
+            raise UserError(f"'{path}' is not a checkpoint that torch can read ({reason}): copy or "
+                            'download it again') from error
 
 
 def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict:
-    """A checkpoint file, ``.safetensors`` included.
+    """A checkpoint file.
 
     Args:
         path (str): The file.
-        map_location: As for :func:`torch.load`.
+        map_location: As for :func:`torch.load`; ``None`` stands for the CPU.
         trust (bool): Let the file run what it wants to.
 
     Returns:
-        dict: The checkpoint.
+        dict: The checkpoint: a dict of tensors, or one that has such a dict as ``state_dict``.
 
     Raises:
-        UserError: The file holds more than weights and what mmengine keeps beside them, or it
-            cannot be read.
+        UserError: The file holds more than weights and what mmengine keeps beside them, no weights,
+            or it cannot be read.
     """
     path = os.path.expanduser(path)
-    if path.endswith('.safetensors'):
-        return _load_safetensors(path)
-    if trust and os.path.isfile(path):
-        return torch.load(path, map_location=map_location, weights_only=False)
-    try:
-        checkpoint = read_pickle(path, _CheckpointUnpickler, map_location)
-    except _Refused as error:
-        raise UserError(
-            f"'{path}' is refused: beside weights it holds '{error}', and loading that could run "
-            'any program. If you trust where the file is from, add --trust-checkpoint') from None
-    if not isinstance(checkpoint, dict):
-        raise UserError(f"'{path}' holds a {type(checkpoint).__name__}, not a dict of weights")
+    if trust:
+        with open_regular(path) as file:
+            checkpoint = torch.load(file, map_location=map_location, weights_only=False)
+    else:
+        checkpoint = read_file(path, map_location)
+    fault = _fault_of_weights(checkpoint)
+    if fault:
+        raise UserError(f"'{path}' {fault}: give a checkpoint, or what "
+                        'torch.save(model.state_dict(), ...) writes')
+    return checkpoint if trust else _without_programs(checkpoint)
+
+
+def _fault_of_weights(checkpoint: Any) -> Optional[str]:
+    weights = checkpoint.get('state_dict', checkpoint) if isinstance(
+        checkpoint, dict) else checkpoint
+    if not isinstance(weights, dict):
+        return f'holds no weights, but a {type(weights).__name__} where a dict of them should be'
+    for key, value in weights.items():
+        if type(key) is not str:
+            return f'holds no weights, but a dict with a key of type {type(key).__name__}'
+        # A bare dict may be a checkpoint in the form of other projects.
+        if weights is not checkpoint and not isinstance(value, Tensor) and not (
+                key.endswith('_extra_state')):
+            return f"holds a {type(value).__name__} as the weight '{key}'"
+    return None
+
+
+def _without_programs(checkpoint: dict) -> dict:
+    """Without the text of a config, where mmengine looks for one to run."""
+    hub = checkpoint.get('message_hub')
+    info = hub.get('runtime_info') if isinstance(hub, dict) else None
+    for holder in (checkpoint.get('meta'), info):
+        for key in ('cfg', 'config'):
+            if isinstance(holder, dict) and isinstance(holder.get(key), str):
+                del holder[key]
     return checkpoint
-
-
-def _load_safetensors(path: str) -> dict:
-    try:
-        from safetensors.torch import load_file
-    except ImportError:
-        raise UserError(f"'{path}' needs the package safetensors: pip install safetensors"
-                        ) from None
-    if not os.path.isfile(path):
-        raise UserError(f"no checkpoint file '{path}'")
-    try:
-        return dict(state_dict=load_file(path))
-    except Exception as error:
-        raise UserError(f"'{path}' is not a safetensors file ({error}): copy or download it again"
-                        ) from error
 
 
 def load_url(url: str, map_location: Any = None, trust: bool = False) -> dict:
     """A checkpoint from the web, kept in torch's cache folder."""
-    folder = os.path.join(torch.hub.get_dir(), 'checkpoints')
-    path = os.path.join(folder, os.path.basename(url.split('?')[0]))
-    if not os.path.isfile(path) and int(os.environ.get('LOCAL_RANK', 0)) == 0:
-        os.makedirs(folder, exist_ok=True)
-        # Downloads beside its place and renames.
-        torch.hub.download_url_to_file(url, path, progress=get_rank() == 0)
-    barrier()
-    return load_local(path, map_location, trust)
+    return load_local(download(url), map_location, trust)
 
 
-def load_torchvision(name: str, map_location: Any = None, trust: bool = False) -> dict:
-    """A checkpoint of torchvision, ``torchvision://resnet50``."""
-    name = name.split('://')[1]
-    urls = get_torchvision_models()
-    if name not in urls:
-        raise UserError(f"torchvision has no weights '{name}'")
-    return load_url(urls[name], map_location, trust)
+def _load_named(name: str, map_location: Any = None, trust: bool = False, *,
+                models: Callable[[], Dict[str, str]], owner: str) -> dict:
+    name = name.split('://', 1)[1]
+    known = models()
+    if name not in known:
+        raise UserError(f"{owner} has no weights '{name}'{nearest(name, known)}")
+    load = load_url if '://' in known[name] else load_local
+    return load(known[name], map_location, trust)
+
+
+def _openmmlab_models() -> Dict[str, str]:
+    known = get_external_models()
+    return {**known, **{old: known[new] for old, new in get_deprecated_model_names().items()
+                        if new in known}}
+
+
+def _load_mmcls(name: str, map_location: Any = None, trust: bool = False) -> dict:
+    """The backbone of a classifier, as mmengine takes it from there."""
+    checkpoint = _load_named(name, map_location, trust, models=get_mmcls_models, owner='mmcls')
+    weights = checkpoint.get('state_dict', checkpoint)
+    return dict(state_dict={key.removeprefix('backbone.'): value for key, value in weights.items()
+                            if key.startswith('backbone.')})
 
 
 def _refuse(path: str, map_location: Any = None) -> dict:
@@ -200,15 +153,25 @@ def _refuse(path: str, map_location: Any = None) -> dict:
 def load_safely(trust: bool = False) -> None:
     """Let every checkpoint that mmengine loads in this process be read by this module.
 
+    That covers resuming, ``load_from``, every ``init_cfg``, and the inferencers of mmpretrain,
+    mmdet and mmseg.
+
     Args:
         trust (bool): Files may hold anything, and remote storages are read as mmengine does.
     """
-    for prefixes, loader in (('', load_local), (('http://', 'https://'), load_url),
-                             (('modelzoo://', 'torchvision://'), load_torchvision)):
+    for prefixes, loader, name in (
+            ('', load_local, 'local'),
+            (('http://', 'https://'), load_url, 'http'),
+            (('modelzoo://', 'torchvision://'),
+             partial(_load_named, models=get_torchvision_models, owner='torchvision'),
+             'torchvision'),
+            (('open-mmlab://', 'openmmlab://'),
+             partial(_load_named, models=_openmmlab_models, owner='OpenMMLab'), 'openmmlab'),
+            ('mmcls://', _load_mmcls, 'mmcls')):
         function = partial(loader, trust=trust)
-        function.__name__ = loader.__name__.replace('load', 'load_from')
+        # mmengine logs it.
+        function.__name__ = f'load_from_{name}'
         CheckpointLoader.register_scheme(prefixes, function, force=True)
     if not trust:
         CheckpointLoader.register_scheme(
-            ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://', 'open-mmlab://', 'openmmlab://',
-             'mmcls://'), _refuse, force=True)
+            ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), _refuse, force=True)

@@ -11,6 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmhcnet.checkpoints.fitting import load_weights
+from mmhcnet.checkpoints.reader import load_safely
 from mmhcnet.cli.config import load_config, stock_config
 
 # In place of a checkpoint: the weights that the model starts a training with.
@@ -32,6 +33,8 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> nn.Module:
         UserError: No such checkpoint, or not one that can be read.
         ValueError: A checkpoint of another model.
     """
+    # An init_cfg of any part of the model may name a checkpoint, too.
+    load_safely()
     init_default_scope(cfg.default_scope)
     settings = copy.deepcopy(cfg.model)
     if cfg.get('data_preprocessor'):

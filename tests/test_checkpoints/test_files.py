@@ -94,7 +94,7 @@ def test_an_unreadable_file(saved, monkeypatch):
     def refuse(path):
         raise OSError(errno.EIO, 'Input/output error')
 
-    monkeypatch.setattr(files, '_digest', refuse)
+    monkeypatch.setattr(files, 'sha256_of', refuse)
     assert fault_of(saved) == 'it cannot be read (Input/output error)'
 
 
@@ -161,7 +161,7 @@ def test_an_error_of_the_disk_leaves_the_former_one(saved, monkeypatch, number):
 
 
 def test_a_disk_that_does_not_keep_what_was_written(saved, monkeypatch):
-    monkeypatch.setattr(files, '_digest', lambda path: 'other')
+    monkeypatch.setattr(files, 'sha256_of', lambda path: 'other')
     with pytest.raises(OSError, match='reads back differently'):
         CheckpointBackend().put(content(2), saved)
     monkeypatch.undo()

@@ -1,184 +1,60 @@
 import argparse
-import codecs
-import functools
-import importlib
+import hashlib
 import io
-import operator
 import os
 import pathlib
-import runpy
-import shutil
-import subprocess
 import sys
-import zipfile
-from collections import Counter, OrderedDict, defaultdict
+import urllib.error
 
-import numpy as np
 import pytest
 import torch
-from mmengine.config import ConfigDict
-from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
+from mmhcnet.checkpoints.download import cached_path, digest_in
 from mmhcnet.checkpoints.reader import load_local, load_safely
 from mmhcnet.errors import UserError
 
+from ..hostile import RAW, Call, archive
 from ..toy import toy_runner
-
-
-class Call:
-    """Pickles as the call of a function; loading the pickle calls it."""
-
-    def __init__(self, function, *args):
-        self.function, self.args = function, args
-
-    def __call__(self):
-        """Not used: a pickled function must only look callable."""
-
-    def __reduce__(self):
-        return self.function, self.args
-
-
-def raw(path, pickled):
-    """A checkpoint around a pickle written by hand."""
-    with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr('archive/data.pkl', pickled)
-        archive.writestr('archive/version', '3\n')
-        archive.writestr('archive/byteorder', 'little')
-
-
-def nested(made):
-    buffer = io.BytesIO()
-    torch.save(Call(os.mkdir, made), buffer)
-    return buffer.getvalue()
-
-
-def script(made):
-    return f"import os; os.mkdir({made!r})"
-
-
-def globals_of_history(name):
-    """A module or function that mmengine's log class can see, through getattr alone."""
-    attributes = Call(getattr, Call(getattr, HistoryBuffer, '__init__'), '__globals__')
-    return Call(Call(getattr, attributes, 'get'), name)
-
-
-# What loading would do; each makes the folder or file ``made``.
-HOSTILE = {
-    'os.mkdir': lambda made: Call(os.mkdir, made),
-    'os.system': lambda made: Call(os.system, f'touch {made}'),
-    'os.rename': lambda made: Call(os.rename, str(pathlib.Path(made).parent / 'bait'), made),
-    'eval': lambda made: Call(eval, f"__import__('os').mkdir({made!r})"),
-    'exec': lambda made: Call(exec, script(made)),
-    'open': lambda made: Call(open, made, 'w'),
-    'io.open': lambda made: Call(io.FileIO, made, 'w'),
-    'codecs.open': lambda made: Call(codecs.open, made, 'w'),
-    'subprocess': lambda made: Call(subprocess.check_call, ['touch', made]),
-    'pathlib': lambda made: Call(getattr(pathlib.Path, 'mkdir'), pathlib.Path(made)),
-    'shutil': lambda made: Call(shutil.copytree, str(pathlib.Path(made).parent / 'bait'), made),
-    'runpy': lambda made: Call(runpy.run_path, str(pathlib.Path(made).parent / 'bait.py')),
-    'numpy.savetxt': lambda made: Call(np.savetxt, made, [1]),
-    'torch.save': lambda made: Call(torch.save, 1, made),
-    'a storage in a storage': lambda made: Call(torch.storage._load_from_bytes, nested(made)),
-    'methodcaller': lambda made: Call(Call(operator.methodcaller, 'mkdir'), pathlib.Path(made)),
-    'getattr of a module': lambda made: Call(
-        Call(getattr, Call(importlib.import_module, 'os'), 'mkdir'), made),
-    'through a log': lambda made: Call(
-        Call(getattr, globals_of_history('np'), 'savetxt'), made, [1]),
-    'map': lambda made: Call(list, Call(map, os.mkdir, [made])),
-    'default of a dict': lambda made: Call(
-        Call(getattr, defaultdict, '__missing__'),
-        Call(defaultdict, Call(functools.partial, os.mkdir, made)), 1),
-    'the key of a dict': lambda made: {Call(os.mkdir, made): 1},
-    'a keyword of a class': lambda made: Call(Call(functools.partial, os.mkdir, made)),
-}
-RAW = {
-    'INST': lambda made: b"(S'" + made.encode() + b"'\nios\nmkdir\n.",
-    'OBJ': lambda made: b'(cos\nmkdir\nS\'' + made.encode() + b"'\no.",
-    'STACK_GLOBAL': lambda made: (b'\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c'
-                                  + bytes([len(made)]) + made.encode() + b'\x85R.'),
-    'renamed module': lambda made: (b'\x80\x02c__builtin__\nexec\nX'
-                                    + len(script(made)).to_bytes(4, 'little')
-                                    + script(made).encode() + b'\x85R.'),
-}
 
 
 @pytest.fixture
 def made(tmp_path):
-    (tmp_path / 'bait').mkdir()
-    (tmp_path / 'bait.py').write_text(script(str(tmp_path / 'made')))
     return tmp_path / 'made'
 
 
 @pytest.mark.parametrize('zipped', [True, False])
-@pytest.mark.parametrize('name', HOSTILE)
-def test_a_hostile_checkpoint_is_refused_and_not_run(name, zipped, tmp_path, made):
-    weights = dict(state_dict=dict(a=torch.zeros(1)), evil=HOSTILE[name](str(made)))
-    torch.save(weights, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+def test_a_hostile_checkpoint_is_refused_in_one_line(zipped, tmp_path, made):
+    torch.save(dict(state_dict=dict(a=torch.zeros(1)), evil=Call(os.mkdir, str(made))),
+               tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
     with pytest.raises(UserError) as caught:
         load_local(str(tmp_path / 'a.pth'))
     assert not made.exists()
     assert 'is refused' in str(caught.value) and '--trust-checkpoint' in str(caught.value)
     assert '\n' not in str(caught.value)
     # It is live: trusted, it runs.
-    try:
-        load_local(str(tmp_path / 'a.pth'), trust=True)
-    except TypeError:
-        pass
+    load_local(str(tmp_path / 'a.pth'), trust=True)
     assert made.exists()
 
 
-@pytest.mark.parametrize('name', RAW)
-def test_a_hostile_pickle_written_by_hand(name, tmp_path, made):
-    raw(tmp_path / 'a.pth', RAW[name](str(made)))
-    with pytest.raises(UserError):
-        load_local(str(tmp_path / 'a.pth'))
-    assert not made.exists()
-    try:
+def test_trust_covers_no_pipe(tmp_path):
+    os.mkfifo(tmp_path / 'a.pth')
+    with pytest.raises(UserError, match='is a pipe'):
         load_local(str(tmp_path / 'a.pth'), trust=True)
-    except RuntimeError:
-        pass
-    assert made.exists()
 
 
-def test_a_program_of_torchscript(tmp_path):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / 'a.pth'))
-    with pytest.raises(UserError, match='is a TorchScript program'):
+def test_what_is_not_weights_is_converted_by_a_command(tmp_path):
+    model = torch.nn.Linear(2, 2)
+    torch.jit.script(model).save(str(tmp_path / 'a.pth'))
+    with pytest.raises(UserError, match='is a TorchScript program and not weights: convert it .*: '
+                       'python -c') as caught:
         load_local(str(tmp_path / 'a.pth'))
-
-
-@pytest.mark.parametrize('codec', ['rot13', 'base64', 'utf-8'])
-def test_no_other_codec(tmp_path, codec):
-    torch.save(dict(a=Call(codecs.encode, 'x', codec)), tmp_path / 'a.pth')
-    with pytest.raises(UserError):
-        load_local(str(tmp_path / 'a.pth'))
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_what_a_checkpoint_holds(tmp_path, zipped):
-    log = HistoryBuffer()
-    log.update(1.5)
-    checkpoint = dict(
-        state_dict=OrderedDict(a=torch.randn(3, 2), b=torch.arange(4).half(),
-                               c=torch.nn.Parameter(torch.randn(2)), d=torch.randn(4, 6).T,
-                               e=torch.zeros(2, dtype=torch.bool), f=torch.randn(2).bfloat16()),
-        message_hub=dict(log_scalars=dict(loss=log), score=np.float64(0.5), n=np.int64(3)),
-        meta=dict(seed=1, classes=('a', 'b'), palette=[[1, 2]], config=ConfigDict(x=dict(y=1)),
-                  array=np.arange(6.).reshape(2, 3), nothing=None, raw=b'\x00\xff'),
-        param_schedulers=[dict(milestones=Counter({8: 1, 11: 1}))],
-        sets={1, 2}, size=torch.Size([1, 2]), dtype=torch.bfloat16, device=torch.device('cpu'))
-    torch.save(checkpoint, tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
-    loaded = load_local(str(tmp_path / 'a.pth'))
-    for key, value in checkpoint['state_dict'].items():
-        assert torch.equal(loaded['state_dict'][key], value)
-        assert loaded['state_dict'][key].dtype == value.dtype
-    assert loaded['message_hub']['log_scalars']['loss'].mean() == 1.5
-    assert loaded['message_hub']['score'] == 0.5 and loaded['message_hub']['n'] == 3
-    assert (loaded['meta']['array'] == checkpoint['meta']['array']).all()
-    for key in ('seed', 'classes', 'palette', 'config', 'nothing', 'raw'):
-        assert loaded['meta'][key] == checkpoint['meta'][key]
-    for key in ('param_schedulers', 'sets', 'size', 'dtype', 'device'):
-        assert loaded[key] == checkpoint[key]
+    command = str(caught.value).split('python -c "')[1].removesuffix('"')
+    exec(command.replace('weights.pth', str(tmp_path / 'weights.pth')))
+    assert torch.equal(load_local(str(tmp_path / 'weights.pth'))['weight'], model.weight)
+    (tmp_path / 'b.pth').write_bytes(bytes(257) + b'ustar' + bytes(300))
+    with pytest.raises(UserError, match='is a tar archive and not weights: convert it .*python -c'):
+        load_local(str(tmp_path / 'b.pth'))
 
 
 def test_a_whole_runs_checkpoint(tmp_path):
@@ -211,19 +87,39 @@ def test_not_a_checkpoint(tmp_path, content):
         load_local(str(tmp_path / 'a.pth'))
 
 
-def test_missing_file_and_other_contents(tmp_path):
+@pytest.mark.parametrize('trust', [True, False])
+@pytest.mark.parametrize('content, found', [
+    ([1], 'but a list where'), (None, 'but a NoneType where'), ('a', 'but a str where'),
+    (torch.ones(1), 'but a Tensor where'), (dict(state_dict=None), 'but a NoneType where'),
+    (dict(state_dict=[1]), 'but a list where'), ({1: torch.ones(1)}, 'a key of type int'),
+    (dict(state_dict=dict(a=None)), "holds a NoneType as the weight 'a'"),
+    (dict(state_dict=dict(a='x')), "holds a str as the weight 'a'")])
+def test_contents_that_are_not_weights(tmp_path, content, found, trust):
+    torch.save(content, tmp_path / 'a.pth')
+    with pytest.raises(UserError, match=found):
+        load_local(str(tmp_path / 'a.pth'), trust=trust)
+
+
+def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UserError, match="no checkpoint file '.*none.pth'"):
         load_local(str(tmp_path / 'none.pth'))
-    with pytest.raises(UserError, match='cannot read .*: Is a directory'):
+    with pytest.raises(UserError, match='is a folder'):
         load_local(str(tmp_path))
-    torch.save([1], tmp_path / 'a.pth')
-    with pytest.raises(UserError, match='holds a list, not a dict of weights'):
-        load_local(str(tmp_path / 'a.pth'))
+
+
+def test_the_text_of_a_config_is_left_out(tmp_path, made):
+    text = f"import os; os.mkdir({str(made)!r})"
+    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(config=text, cfg=text, seed=1),
+                    message_hub=dict(runtime_info=dict(cfg=text, iter=3))), tmp_path / 'a.pth')
+    loaded = load_local(str(tmp_path / 'a.pth'))
+    assert loaded['meta'] == dict(seed=1)
+    assert loaded['message_hub'] == dict(runtime_info=dict(iter=3))
 
 
 def test_safetensors_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'safetensors', None)
     monkeypatch.setitem(sys.modules, 'safetensors.torch', None)
+    (tmp_path / 'a.safetensors').write_bytes(b'\x02' + bytes(7) + b'{}')
     with pytest.raises(UserError, match='pip install safetensors'):
         load_local(str(tmp_path / 'a.safetensors'))
 
@@ -235,7 +131,7 @@ def test_safetensors(tmp_path):
     loaded = load_local(str(tmp_path / 'a.safetensors'))['state_dict']
     assert all(torch.equal(loaded[key], value) for key, value in weights.items())
     (tmp_path / 'b.safetensors').write_text('?')
-    with pytest.raises(UserError, match='is not a safetensors file'):
+    with pytest.raises(UserError, match='is not a checkpoint that torch can read'):
         load_local(str(tmp_path / 'b.safetensors'))
 
 
@@ -262,25 +158,124 @@ def test_all_that_mmengine_loads_is_read_safely(tmp_path, made, schemes):
     assert made.exists()
 
 
-@pytest.mark.parametrize('url', ['s3://bucket/a.pth', 'petrel:s3://a.pth', 'open-mmlab://resnet50',
-                                 'mmcls://a', 'pavi://a'])
+@pytest.mark.parametrize('url', ['s3://bucket/a.pth', 'petrel:s3://a.pth', 'pavi://a'])
 def test_other_places_need_trust(schemes, url):
     load_safely()
     with pytest.raises(UserError, match='download the file and give its path'):
         CheckpointLoader.load_checkpoint(url)
 
 
-def test_from_the_web(tmp_path, made, schemes, monkeypatch):
+@pytest.fixture
+def web(tmp_path, schemes, monkeypatch):
+    """Address -> content; what was downloaded is listed under the key None."""
+    contents = {None: []}
     load_safely()
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
 
     def download(url, path, progress):
-        assert url == 'https://somewhere/a.pth?x=1'
-        torch.save(dict(state_dict={}, evil=Call(os.mkdir, str(made))), path)
+        contents[None].append(url)
+        if url not in contents:
+            raise urllib.error.URLError('Name or service not known')
+        pathlib.Path(path).write_bytes(contents[url])
 
     monkeypatch.setattr(torch.hub, 'download_url_to_file', download)
+    return contents
+
+
+def saved(**weights):
+    buffer = io.BytesIO()
+    torch.save(weights, buffer)
+    return buffer.getvalue()
+
+
+def test_from_the_web(web, made):
+    web['https://somewhere/a.pth?x=1'] = saved(state_dict={}, evil=Call(os.mkdir, str(made)))
     with pytest.raises(UserError, match='is refused'):
         CheckpointLoader.load_checkpoint('https://somewhere/a.pth?x=1')
+    assert not made.exists()
+    # What is not there at all.
+    with pytest.raises(UserError, match="cannot download 'https://somewhere/b.pth' .*Name or serv"):
+        CheckpointLoader.load_checkpoint('https://somewhere/b.pth')
+
+
+def test_a_download_is_kept_under_its_address(web):
+    for number in (1, 2, 1, 2):
+        url = f'https://place{number}/a.pth'
+        web[url] = saved(a=torch.tensor([number]))
+        assert CheckpointLoader.load_checkpoint(url)['a'] == number
+    assert len(web[None]) == 2
+    assert cached_path('https://b/a.pth?v=1') != cached_path('https://b/a.pth?v=2')
+
+
+def test_a_download_that_was_cut_is_not_kept(web, tmp_path):
+    url, content = 'https://somewhere/a.pth', saved(a=torch.ones(10))
+    for part in (b'', content[:20], content[:-10], b'<html>sign in</html>'):
+        web[url] = part
+        with pytest.raises(UserError, match='is not a whole checkpoint .*: try again'):
+            CheckpointLoader.load_checkpoint(url)
+        assert not os.listdir(tmp_path / 'home' / 'hub' / 'checkpoints')
+    web[url] = content
+    assert CheckpointLoader.load_checkpoint(url)['a'].sum() == 10
+
+
+def test_a_digest_in_the_name_is_checked(web, tmp_path):
+    content = saved(a=torch.ones(1))
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    url = f'https://somewhere/a-{digest}.pth'
+    web[url] = saved(a=torch.zeros(1))
+    with pytest.raises(UserError, match='has another sha256 than its name states'):
+        CheckpointLoader.load_checkpoint(url)
+    folder = tmp_path / 'home' / 'hub' / 'checkpoints'
+    assert not os.listdir(folder)
+    web[url] = content
+    assert CheckpointLoader.load_checkpoint(url)['a'] == 1
+    # torch's own place: what a cluster without internet was given there is found, unless it is
+    # another file.
+    assert os.listdir(folder) == [f'a-{digest}.pth']
+    (folder / f'a-{digest}.pth').write_bytes(saved(a=torch.zeros(1)))
+    assert CheckpointLoader.load_checkpoint(url)['a'] == 1
+
+
+@pytest.mark.parametrize('name, digest', [
+    ('resnet50-0676ba61.pth', '0676ba61'), ('a.pth', None), ('a-1.pth', None),
+    ('model_20200130-047c8118.pth', '047c8118'), ('model-20200130.pth', None),
+    ('a-0676ba6.pth', None), ('a-' + 'f' * 64 + '.safetensors', 'f' * 64)])
+def test_digest(name, digest):
+    assert digest_in(name) == digest
+
+
+def test_weights_by_name(web):
+    from mmengine.runner.checkpoint import (get_external_models, get_mmcls_models,
+                                            get_torchvision_models)
+    for prefix, models, name in (('torchvision', get_torchvision_models(), 'resnet50'),
+                                 ('open-mmlab', get_external_models(), 'vgg16_caffe'),
+                                 ('openmmlab', get_external_models(), 'resnest50')):
+        web[None].clear()
+        with pytest.raises(UserError, match='cannot download'):
+            CheckpointLoader.load_checkpoint(f'{prefix}://{name}')
+        assert web[None] == [models[name]]
+        with pytest.raises(UserError, match=f"has no weights '{name}x'; did you mean '{name}"):
+            CheckpointLoader.load_checkpoint(f'{prefix}://{name}x')
+    url = get_mmcls_models()['vgg11']
+    digest = digest_in(url)
+    web[url] = saved(state_dict={'backbone.a': torch.ones(1), 'head.b': torch.ones(1)})
+    if digest:
+        with pytest.raises(UserError, match='another sha256'):
+            CheckpointLoader.load_checkpoint('mmcls://vgg11')
+    else:
+        assert list(CheckpointLoader.load_checkpoint('mmcls://vgg11')['state_dict']) == ['a']
+
+
+def test_the_loader_of_any_subclass_is_ours(tmp_path, made, schemes):
+
+    class Other(CheckpointLoader):
+        """A project's own."""
+
+    load_safely()
+    archive(tmp_path / 'a.pth', RAW['renamed module'](str(made)))
+    for name in (str(tmp_path / 'a.pth'), f'{tmp_path}/./a.pth'):
+        with pytest.raises(UserError):
+            Other.load_checkpoint(name)
     assert not made.exists()
 
 

@@ -6,7 +6,10 @@ import torch
 
 import mmhcnet
 from mmhcnet.cli.config import load_config
+from mmhcnet.errors import UserError
 from mmhcnet.inference.model import build_model, load_model, named_layer
+
+from ..hostile import RAW, archive
 
 CONFIG = mmhcnet.config('classification/hcnet_digits.py')
 
@@ -43,6 +46,20 @@ def test_unknown_layer_lists_those_there_are():
     assert named_layer(model, 'a', ['a']) is model['a']
     with pytest.raises(ValueError, match="no layer 'b'; choose one of: a, c"):
         named_layer(model, 'b', ['a', 'c'])
+
+
+@pytest.mark.parametrize('part', ['decode_head', 'auxiliary_head', 'backbone'])
+def test_an_init_cfg_of_any_part_is_read_safely(tmp_path, part):
+    cfg = load_config(mmhcnet.config('segmentation/upernet_hcnet_digits.py'), None, None)
+    archive(tmp_path / 'a.pth', RAW['renamed module'](str(tmp_path / 'made')))
+    cfg.model[part].init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    model = build_model(cfg)
+    # What a training would start from is not read of the backbone.
+    if part == 'backbone':
+        model.backbone.init_cfg = dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'))
+    with pytest.raises(UserError, match='is refused'):
+        model.init_weights()
+    assert not (tmp_path / 'made').exists()
 
 
 def test_build_model_leaves_the_config_alone(tmp_path):
