@@ -3,7 +3,7 @@ from collections import Counter
 from typing import Any, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call

@@ -8,6 +8,12 @@ from PIL import Image
 
 from mmhcnet import HcNet
 
+from ..conftest import load_script
+from .conftest import ROOT
+
+BENCHMARK, LEARNING = (ROOT / 'tools' / 'analysis_tools' / f'{name}.py'
+                       for name in ('benchmark', 'compare_learning'))
+
 
 @pytest.mark.slow
 def test_benchmark(tool, tmp_path):
@@ -27,7 +33,7 @@ def test_benchmark(tool, tmp_path):
 
 
 def test_benchmark_leaves_out_what_does_not_compile(monkeypatch, capsys):
-    import benchmark
+    benchmark = load_script(BENCHMARK)
 
     def make_step(case, device):
         def step():
@@ -49,7 +55,7 @@ def test_benchmark_leaves_out_what_does_not_compile(monkeypatch, capsys):
 
 @pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_parent():
-    import benchmark
+    benchmark = load_script(BENCHMARK)
     args = argparse.Namespace(device='cpu', threads=1)
     sizes = [benchmark.Case('hcnet_t', 'channels_last', False, 'inference', 'fp32', 1, size)
              for size in (64, 640)]
@@ -91,7 +97,7 @@ def test_compare_learning_without_data(tool, tmp_path):
 
 
 def test_models_have_equal_parameters():
-    import compare_learning as tool
+    tool = load_script(LEARNING)
     target = tool.parameters(tool.MODELS['HcNet'].build(tool.WIDTH))
     for model in tool.MODELS.values():
         size = tool.parameters(model.build(tool.width_of(model)))
@@ -100,7 +106,7 @@ def test_models_have_equal_parameters():
 
 
 def test_a_fifth_is_held_out_to_tune_with(digits):
-    import compare_learning as tool
+    tool = load_script(LEARNING)
     folder = str(digits / 'classification')
     (x, y), (x_tune, y_tune) = tool.read_data(folder, most=1000, held_out=True)
     assert (len(y), len(y_tune)) == (52, 12) and x.shape == (52, 3, tool.SIDE, tool.SIDE)

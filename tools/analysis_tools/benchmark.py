@@ -18,17 +18,17 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from itertools import product
 from typing import Callable, List, NamedTuple
 
 import torch
 from op_by_op import OpByOp
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
 from mmhcnet.cli.memory import peak_memory
+from mmhcnet.inference.timing import Classifier, timed
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)
@@ -73,26 +73,6 @@ def build_backbone(name: str, size: int) -> nn.Module:
              '_b, hcnet_*_ref, vheat_*_ref, vheat_*_deploy, or resnet50')
 
 
-class Classifier(nn.Module):
-    """Backbone, global average pooling, linear layer."""
-
-    def __init__(self, backbone: nn.Module, classes: int = 1000):
-        super().__init__()
-        self.backbone = backbone
-        # In a line of its own: eval() of mmpretrain's Swin returns None.
-        backbone.eval()
-        with torch.no_grad():
-            channels = backbone(torch.zeros(1, 3, *self._size(backbone)))[-1].shape[1]
-        self.head = nn.Linear(channels, classes)
-
-    @staticmethod
-    def _size(backbone: nn.Module) -> tuple:
-        return getattr(backbone, 'deploy_size', None) or (64, 64)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.backbone(x)[-1].mean((2, 3)))
-
-
 def make_step(case: Case, device: str) -> Callable[[], None]:
     """One call: inference of a batch, or a training step (forward, backward, AdamW)."""
     torch.manual_seed(0)
@@ -122,21 +102,6 @@ def make_step(case: Case, device: str) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     return step
-
-
-def synchronize(device: str) -> None:
-    if device != 'cpu':
-        torch.cuda.synchronize()
-
-
-def timed(step: Callable[[], None], repeats: int, device: str) -> float:
-    """Seconds per call."""
-    synchronize(device)
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    synchronize(device)
-    return (time.perf_counter() - start) / repeats
 
 
 def memory_of(case: Case, device: str) -> float:

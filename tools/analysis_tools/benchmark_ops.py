@@ -10,10 +10,10 @@ import argparse
 from typing import Callable, Dict, Tuple
 
 import torch
-from benchmark import timed
 from torch import Tensor
 
 from mmhcnet import ops
+from mmhcnet.inference.timing import timed
 
 # C and H = W of HcNet-T's stages at 224x224.
 STAGES = ((64, 56), (128, 28), (320, 14), (512, 7))

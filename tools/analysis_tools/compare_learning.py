@@ -22,12 +22,12 @@ from typing import Callable, Dict, List, NamedTuple, Tuple
 import matplotlib
 import numpy as np
 import torch
-from benchmark import Classifier
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
+from mmhcnet.inference.timing import Classifier
 
 matplotlib.use('Agg')
 from matplotlib import pyplot as plt  # noqa: E402  (after the choice of a backend without windows)
