@@ -8,7 +8,7 @@ import io
 import json
 import os
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
 
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 START_OF_SCAN, END_OF_IMAGE = b'\xff\xda', b'\xff\xd9'
@@ -173,6 +173,19 @@ def _check_label_map(packed: Any, labels: Any, dataset: Any, seen: dict) -> None
                             f'there are {len(classes)} classes')
 
 
+def is_left_out(box: Sequence[float], width: float, height: float) -> bool:
+    """Whether mmdet's data set passes over a box.
+
+    Args:
+        box (Sequence[float]): x, y, width and height in pixels.
+        width (float): Of the image.
+        height (float): Of the image.
+    """
+    x, y, w, h = box
+    inside = min(x + w, width) > max(x, 0) and min(y + h, height) > max(y, 0)
+    return w < LEAST_SIDE or h < LEAST_SIDE or not inside
+
+
 def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
     """The annotations of a COCO file that mmdet's data set passes over because of their box.
 
@@ -189,9 +202,6 @@ def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
         # What is malformed, mmdet names itself.
         if image is None or len(box) != 4:
             continue
-        x, y, w, h = box
-        inside = (min(x + w, image['width']) > max(x, 0)
-                  and min(y + h, image['height']) > max(y, 0))
-        if w < LEAST_SIDE or h < LEAST_SIDE or not inside:
+        if is_left_out(box, image['width'], image['height']):
             yield (f"annotation {annotation['id']} of {image['file_name']}: bbox {box} in an image "
                    f"of {image['width']}x{image['height']}")

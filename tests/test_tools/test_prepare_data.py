@@ -48,7 +48,7 @@ def copied(digits, tmp_path):
 def test_whole_data(task, full, check, copied):
     _, options = copied(task)
     code, said = check(ROOT / CONFIGS[task], *(['--full'] if full else []), *options)
-    assert code == 0 and 'ERROR' not in said and 'note' not in said
+    assert code == 0 and 'ERROR' not in said
     assert said.endswith('test: the same data as before\nthe data is complete\n')
 
 
@@ -180,12 +180,12 @@ def test_fault(task, fault, check, copied):
     ('segmentation', lambda root: image_in(root / 'images/training').unlink(),
      'training leaves it out'),
 ])
-def test_what_training_leaves_out_is_a_note(task, inject, expected, check, copied):
+def test_what_training_leaves_out_is_a_warning(task, inject, expected, check, copied):
     root, options = copied(task)
     inject(root)
     code, said = check(ROOT / CONFIGS[task], *options)
     assert code == 0
-    assert any(line.startswith('  note ') and expected in line for line in said.splitlines())
+    assert any(line.startswith('  WARNING ') and expected in line for line in said.splitlines())
 
 
 @pytest.mark.parametrize('task, option, expected', [
