@@ -42,7 +42,7 @@ def report_data_set(data_set: check.DataSetCheck, full: bool) -> Set[str]:
     kind = settings['type'] if isinstance(settings['type'], str) else settings['type'].__name__
     print(f"{data_set.source.split}: {kind} in {settings.get('data_root') or '.'}")
     levels = report(data_set.thorough(None if full else check.SAMPLE, progress))
-    if data_set.total:
+    if data_set.read:
         print(f'  {data_set.read} of {data_set.total} samples were loaded'
               + ('; --full loads all' if data_set.read < data_set.total else ''))
     if data_set.counts is not None:

@@ -7,7 +7,8 @@ images (``images``) give findings, and ``assumptions`` and ``metrics`` compare t
 loops and evaluators. ``judge`` puts them together.
 """
 from .findings import ERROR, NOT_CHECKED, WARNING, Counts, Finding, grouped
-from .judge import SAMPLE, DataSetCheck, SplitCheck, differing_classes, quick_check
+from .judge import (SAMPLE, DataSetCheck, SplitCheck, differing_classes, quick_check,
+                    stop_at_errors)
 
 __all__ = ['ERROR', 'NOT_CHECKED', 'SAMPLE', 'WARNING', 'Counts', 'DataSetCheck', 'Finding',
-           'SplitCheck', 'differing_classes', 'grouped', 'quick_check']
+           'SplitCheck', 'differing_classes', 'grouped', 'quick_check', 'stop_at_errors']

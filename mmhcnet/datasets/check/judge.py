@@ -1,12 +1,15 @@
 """The judgement of a config's data, put together: its quick part, and all of it."""
+import logging
 from typing import Dict, Iterable, Iterator, List, Optional, Union
 
 import numpy as np
 from mmengine.config import Config
+from mmengine.logging import print_log
 from mmengine.registry import init_default_scope
 
 from mmhcnet.cli.config import missing_data
 from mmhcnet.cli.errors import explain
+from mmhcnet.errors import UserError
 from mmhcnet.training.sample_rules import check_sample, source_of
 
 from . import assumptions
@@ -132,6 +135,11 @@ class DataSetCheck:
 
     def _samples(self, indices: Iterable[int], judge) -> Iterator[Finding]:
         file = str(getattr(self.source.lazy, 'ann_file', ''))
+        if not hasattr(self.source.full, 'get_data_info'):
+            yield Finding('images', self.source.key, 'does not tell which files it loads',
+                          'look at its images yourself', NOT_CHECKED)
+            self.read = 0
+            return
         missing = getattr(self.annotations, 'missing', ())
         for loaded in self.source.load(indices):
             if loaded.info.get('img_path') in missing:
@@ -144,6 +152,7 @@ class DataSetCheck:
                 yield Finding('images', self.source.key,
                               'its pipeline gives no image as an array', 'look at them yourself',
                               NOT_CHECKED)
+                self.read = 0
                 return
             yield from wrong_size(loaded, file)
             yield from wrong_channels(loaded, self.source)
@@ -238,6 +247,27 @@ def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
                 yield Finding('classes differ', source.key,
                               f'class {i} is {classes[i]!r}, and {first[1][i]!r} in {first[0]}',
                               'give both the same classes in the same order')
+
+
+def stop_at_errors(cfg: Config, splits: Iterable[str]) -> None:
+    """Ends a training before it begins where its data makes no sense; warnings are logged.
+
+    Args:
+        cfg (Config): The whole config.
+        splits (Iterable[str]): Of 'train', 'val', 'test'.
+
+    Raises:
+        UserError: The first error of :func:`quick_check`, and how many others there are.
+    """
+    found = list(quick_check(cfg, splits))
+    errors = list(dict.fromkeys(finding.text for finding in found if finding.level == ERROR))
+    if errors:
+        others = f' ({len(errors) - 1} other errors: tools/misc/prepare_data.py CONFIG lists them; '
+        raise UserError(errors[0] + (others if len(errors) > 1 else ' (')
+                        + '--no-data-check trains all the same)')
+    for finding in found:
+        if finding.level == WARNING:
+            print_log(finding.text, logger='current', level=logging.WARNING)
 
 
 def quick_check(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
