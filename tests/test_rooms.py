@@ -12,7 +12,7 @@ import mmhcnet
 PACKAGE = Path(mmhcnet.__file__).parent
 # From the ground up; a room imports from those before it only. Modules outside the rooms, as
 # mmhcnet.errors and mmhcnet.registry, stand below all of them.
-ROOMS = ('ops', 'checkpoints', 'models', 'training', 'datasets', 'cli', 'inference',
+ROOMS = ('ops', 'checkpoints', 'models', 'training', 'cli', 'datasets', 'inference',
          'visualization')
 
 

@@ -1,4 +1,5 @@
 """Train a classifier, detector or segmentor from a config."""
+import copy
 from argparse import Namespace
 from typing import Callable
 
@@ -18,6 +19,7 @@ with advised_imports():
     from mmhcnet.cli.parser import add_config, add_run, make_parser
     from mmhcnet.cli.schedule import run_length, validation_interval
     from mmhcnet.cli.trial import make_trial, report_trial
+    from mmhcnet.datasets.check import absent_classes, stop_at_errors
 
 
 def parse_args() -> Namespace:
@@ -35,6 +37,9 @@ def parse_args() -> Namespace:
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
+    parser.add_argument('--no-data-check', action='store_true',
+                        help='train without a look at paths, classes, annotations and metrics '
+                        'before (tools/misc/prepare_data.py looks at all of the data)')
     parser.add_argument('--tensorboard', action='store_true',
                         help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     args = parser.parse_args()
@@ -75,6 +80,10 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
     fuse_optimizer(cfg)
     if args.pretrained:
         use_pretrained(cfg, args.pretrained)
+    # The others wait for this process, and end with it.
+    if not args.no_data_check and is_main_process():
+        stop_at_errors(cfg, ['train', 'val'])
+    whole = copy.deepcopy(cfg)
     if args.trial is not None:
         planned, val_interval = run_length(cfg.train_cfg), validation_interval(cfg.train_cfg)
         make_trial(cfg, args.trial)
@@ -83,7 +92,8 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)
         if is_main_process():
-            print(f'\nTrial of {args.config}: {args.trial} iterations\n{report}')
+            absent = [] if args.no_data_check else absent_classes(whole, ['train', 'val'])
+            print('\n'.join([f'\nTrial of {args.config}: {args.trial} iterations', report, *absent]))
 
 
 def main() -> None:

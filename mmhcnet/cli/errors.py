@@ -65,15 +65,22 @@ def explain(error: BaseException) -> str:
 
 
 class FirstStep(Hook):
-    """Knows whether a first iteration has come to its end."""
+    """Knows whether a first iteration has come to its end, and, where one has begun, a first
+    validation or test."""
 
     def __init__(self):
-        self.done = False
+        self.done = self._validated = False
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
         self.done = True
 
-    after_val_iter = after_test_iter = after_train_iter
+    def before_val(self, runner):
+        self.done = self._validated
+
+    def after_val(self, runner):
+        self.done = self._validated = True
+
+    after_test = after_val
 
 
 def _rank() -> int:
@@ -121,15 +128,15 @@ def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
                     whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
     """End the program with one line instead of a traceback on a mistake in config or command.
 
-    Until the first iteration is done, whatever fails comes from what the user wrote: config,
-    command, data, checkpoint. The line begins with the file and line of the user's config that is
+    Until the first iteration is done, and in the first validation, whatever fails comes from what
+    the user wrote: config, command, data, checkpoint. The line begins with the file and line of the user's config that is
     at fault, where that can be found.
 
     Args:
         log_dir (Callable, optional): Folder of the run, which gets the traceback as ``error.log``;
             while there is none, or it returns None, the traceback goes to a temporary file. Without
             it nothing is written.
-        begun (Callable): Whether the first iteration is done; from then on only a
+        begun (Callable): Whether the first iteration (or validation) is done; from then on only a
             :class:`UserError` is shortened.
         config (Callable): Path of the user's config, or None.
         whole (Callable): Whether the user asks for the whole traceback. With the environment

@@ -72,8 +72,12 @@ def make_trial(cfg: Config, iterations: int) -> None:
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.logger.interval = max(1, iterations // 10)
     cfg.default_hooks.logger.log_metric_by_epoch = False
+    # What chooses the best checkpoint is tried too.
+    best = {key: value for key, value in (cfg.default_hooks.get('checkpoint') or {}).items()
+            if key in ('save_best', 'rule', 'greater_keys', 'less_keys')}
     cfg.default_hooks.checkpoint = dict(
-        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1)
+        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1,
+        **best)
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmhcnet.PeakMemoryHook')]
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):

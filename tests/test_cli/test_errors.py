@@ -7,7 +7,7 @@ from mmengine import registry
 from mmhcnet import HcNet
 from mmhcnet.cli import errors
 from mmhcnet.cli.config import load_config
-from mmhcnet.cli.errors import explain, import_task, one_line_errors
+from mmhcnet.cli.errors import FirstStep, explain, import_task, one_line_errors
 from mmhcnet.errors import UserError, require_packages
 
 
@@ -66,6 +66,26 @@ def test_after_the_first_iteration_only_what_the_user_can_put_right():
     with pytest.raises(SystemExit, match='^Error: free some space$'):
         with one_line_errors(begun=lambda: True):
             raise UserError('free some space')
+
+
+def test_the_first_validation_counts_as_a_first_step():
+    step = FirstStep()
+    assert not step.done
+    step.after_train_iter(None, 0)
+    assert step.done
+    step.before_val(None)
+    assert not step.done, 'the metric may fail on what the user wrote'
+    step.after_val(None)
+    step.before_val(None)
+    assert step.done, 'a second validation has no such excuse'
+
+
+def test_a_test_has_begun_at_its_end():
+    step = FirstStep()
+    step.after_test_iter(None, 0)
+    assert not step.done
+    step.after_test(None)
+    assert step.done
 
 
 def test_missing_packages():

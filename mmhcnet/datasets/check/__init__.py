@@ -7,8 +7,9 @@ images (``images``) give findings, and ``assumptions`` and ``metrics`` compare t
 loops and evaluators. ``judge`` puts them together.
 """
 from .findings import ERROR, NOT_CHECKED, WARNING, Counts, Finding, grouped
-from .judge import (SAMPLE, DataSetCheck, SplitCheck, differing_classes, quick_check,
-                    stop_at_errors)
+from .judge import (SAMPLE, DataSetCheck, SplitCheck, absent_classes, differing_classes,
+                    quick_check, stop_at_errors)
 
 __all__ = ['ERROR', 'NOT_CHECKED', 'SAMPLE', 'WARNING', 'Counts', 'DataSetCheck', 'Finding',
-           'SplitCheck', 'differing_classes', 'grouped', 'quick_check', 'stop_at_errors']
+           'SplitCheck', 'absent_classes', 'differing_classes', 'grouped', 'quick_check',
+           'stop_at_errors']

@@ -249,6 +249,33 @@ def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
                               'give both the same classes in the same order')
 
 
+def absent_classes(cfg: Config, splits: Iterable[str], most: int = SAMPLE) -> List[str]:
+    """Lines on classes that do not occur in a split, and what that means for its metric.
+
+    Args:
+        cfg (Config): The whole config.
+        splits (Iterable[str]): Of 'train', 'val', 'test'.
+        most (int): Samples that are loaded of a data set.
+    """
+    lines = []
+    for split in splits:
+        for check in SplitCheck(cfg, split).data_sets:
+            for _ in check.thorough(most, iter):
+                pass
+            counts = check.counts
+            if counts is None or not counts.empty:
+                continue
+            kept = len(counts.classes) - len(counts.empty)
+            meaning = ('nothing is learned of them' if split == 'train' else
+                       'the accuracy says nothing of them' if cfg.default_scope == 'mmpretrain' else
+                       f'a mean over classes (mIoU, mAP) is that of the other {kept}')
+            lines.append(f'{split + " classes":18} {len(counts.empty)} of {len(counts.classes)} '
+                         f'occur in none of {counts.read} samples: {listed(counts.empty)}; '
+                         f'{meaning}')
+            lines += [f'{"":18} {line}' for line in counts.lines]
+    return lines
+
+
 def stop_at_errors(cfg: Config, splits: Iterable[str]) -> None:
     """Ends a training before it begins where its data makes no sense; warnings are logged.
 
