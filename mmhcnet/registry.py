@@ -8,7 +8,8 @@ from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import Registry
+from mmengine.registry import PARAM_SCHEDULERS as ROOT_PARAM_SCHEDULERS
+from mmengine.registry import Registry, build_scheduler_from_cfg
 
 from . import config_files  # noqa: F401  _base_ = 'mmhcnet::...'
 
@@ -21,5 +22,9 @@ FUNCTIONS = Registry(
 HOOKS = Registry(
     'hook', parent=ROOT_HOOKS, scope='mmhcnet', locations=[
         'mmhcnet.checkpoints.hook', 'mmhcnet.cli.memory', 'mmhcnet.training.finite_steps',
-        'mmhcnet.training.preemption', 'mmhcnet.training.tolerant_data'])
+        'mmhcnet.training.preemption', 'mmhcnet.training.resumed_schedule',
+        'mmhcnet.training.tolerant_data'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.training.loops'])
+PARAM_SCHEDULERS = Registry(
+    'parameter scheduler', parent=ROOT_PARAM_SCHEDULERS, scope='mmhcnet',
+    build_func=build_scheduler_from_cfg, locations=['mmhcnet.training.schedulers'])

@@ -20,6 +20,7 @@ with advised_imports():
     from mmhcnet.cli.schedule import run_length, validation_interval
     from mmhcnet.cli.trial import make_trial, report_trial
     from mmhcnet.datasets.check import absent_classes, stop_at_errors
+    from mmhcnet.training.resumed_schedule import ResumedScheduleHook
 
 
 def parse_args() -> Namespace:
@@ -88,6 +89,7 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
         planned, val_interval = run_length(cfg.train_cfg), validation_interval(cfg.train_cfg)
         make_trial(cfg, args.trial)
     runner = build_runner()
+    runner.register_hook(ResumedScheduleHook())
     runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)

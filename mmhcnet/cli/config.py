@@ -47,7 +47,7 @@ def stock_config(name: str) -> str:
 # PrepareTTAHook and by the tools.
 RUNNER_KEYS = ('activation_checkpointing', 'compile', 'efficient_conv_bn_eval',
                'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn')
-TOOL_KEYS = ('data_help', 'runner_type', 'tta_model', 'tta_pipeline')
+TOOL_KEYS = ('data_help', 'fit_schedule', 'runner_type', 'tta_model', 'tta_pipeline')
 
 
 def _check_options(cfg: Config, options: dict) -> None:

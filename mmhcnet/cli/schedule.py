@@ -10,6 +10,12 @@ from mmengine.registry import LOOPS
 # Fields of mmengine's parameter schedulers that are points or lengths in time.
 _POINTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
 _LISTS = ('milestones', 'periods')
+# An end at infinity is mmengine's default.
+_ENDLESS = (float('inf'), 10**9)
+# Those that mmhcnet.training.schedulers has for parts of an epoch.
+_FRACTIONAL = tuple(f'{shape}{of}' for shape in ('Constant', 'CosineAnnealing', 'Linear',
+                                                 'MultiStep', 'Poly') for of in ('LR', 'Momentum'))
+_EXPONENTIAL = ('ExponentialLR', 'ExponentialMomentum')
 
 
 class RunLength(NamedTuple):
@@ -53,6 +59,76 @@ def validation_interval(train_cfg: dict) -> int:
     return interval.default if interval else 1
 
 
+def written_for(schedulers: List[dict]) -> Optional[RunLength]:
+    """The length that a schedule was written for, or None if it does not say.
+
+    Its end is that of the last part. Parts that count iterations beside others that count epochs
+    are warm-ups, and say nothing.
+    """
+    by_epoch = any(scheduler.get('by_epoch', True) for scheduler in schedulers)
+    ends = []
+    for scheduler in schedulers:
+        if scheduler.get('by_epoch', True) == by_epoch:
+            length = scheduler.get('T_max')
+            end = scheduler.get('end', None if length is None else
+                                scheduler.get('begin', 0) + length)
+            # Without an end a part lasts as long as the run.
+            if end in (None, *_ENDLESS):
+                return None
+            ends.append(end)
+    return RunLength(max(ends), by_epoch) if ends else None
+
+
+def _whole(number: float) -> bool:
+    return abs(number - round(number)) < 1e-6
+
+
+def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
+    """One scheduler with its points multiplied, none of them below ``least`` where it was above 0.
+    """
+    new = copy.deepcopy(scheduler)
+    if str(new['type']).split('.')[-1] in _EXPONENTIAL and new.get('gamma') is not None:
+        # As many times its factor in the whole run as before.
+        new['gamma'] **= 1 / ratio
+    _steps_to_milestones(new)
+    points = [new[field] for field in _POINTS if new.get(field) not in (None, *_ENDLESS)]
+    points += [point for field in _LISTS for point in new.get(field) or []]
+    kind, end = str(new['type']).split('.')[-1], new.get('end')
+    # mmengine's warm-up of one step would stay at its start factor.
+    short = kind.startswith(('Linear', 'Constant')) and end not in (None, *_ENDLESS) and (
+        end - new.get('begin', 0)) * ratio < 2
+    by_parts = short or not all(_whole(point * ratio) for point in points)
+    if new.get('by_epoch', True) and by_parts and kind in _FRACTIONAL and end not in (
+            None, *_ENDLESS):
+        # Parts of an epoch, which become iterations when the data loader tells how many it has.
+        new.update(type=f'mmhcnet.{kind}', convert_to_iter_based=True, begin=new.get('begin', 0))
+
+        def scale(point):
+            return round(point * ratio, 9)
+    else:
+
+        def scale(point):
+            return max(round(point * ratio), least if point else 0)
+
+    for field in _POINTS:
+        if new.get(field) not in (None, *_ENDLESS):
+            new[field] = scale(new[field])
+    for field in _LISTS:
+        if new.get(field) is not None:
+            new[field] = [scale(point) for point in new[field]]
+    return new
+
+
+def _steps_to_milestones(scheduler: dict) -> None:
+    """Writes StepLR as MultiStepLR, whose points can be scaled one by one."""
+    kind, end = str(scheduler['type']), scheduler.get('end')
+    if kind.split('.')[-1] in ('StepLR', 'StepMomentum') and end not in (None, *_ENDLESS):
+        step = scheduler.pop('step_size')
+        scheduler.update(
+            type=kind.replace('Step', 'MultiStep'),
+            milestones=list(range(step, end - scheduler.get('begin', 0), step)))
+
+
 def scale_schedule(schedulers: List[dict],
                    length: int,
                    per_epoch: float,
@@ -60,8 +136,9 @@ def scale_schedule(schedulers: List[dict],
                    to_iters: bool = False) -> List[dict]:
     """Schedulers whose points in time are multiplied, so that the curve keeps its shape.
 
-    Points are rounded to whole steps, and no part of a run of 8 steps or more ends before the
-    second. A part that ends up empty is left out, and so is a warm-up of one step: mmengine would
+    Points in epochs that are not whole are counted in iterations (``mmhcnet.training.schedulers``).
+    Points in iterations are rounded, and no part of a run of 8 steps or more ends before the
+    second; a part that ends up empty is left out, and so is a warm-up of one step: mmengine would
     stay at its start factor for the rest of the run.
 
     Args:
@@ -76,27 +153,15 @@ def scale_schedule(schedulers: List[dict],
     """
     scaled = []
     for scheduler in schedulers:
-        new = copy.deepcopy(scheduler)
-        by_epoch = new.get('by_epoch', True)
-        ratio = per_epoch if by_epoch else per_iter
-
-        def scale(point):
-            # An end at infinity is mmengine's default.
-            if point in (0, float('inf'), 10**9):
-                return point
-            return max(round(point * ratio), 2 if length >= 8 else 0)
-
-        for field in _POINTS:
-            if new.get(field) is not None:
-                new[field] = scale(new[field])
-        for field in _LISTS:
-            if new.get(field) is not None:
-                new[field] = sorted({scale(point) for point in new[field]})
+        ratio = per_epoch if scheduler.get('by_epoch', True) else per_iter
         if to_iters:
-            new['by_epoch'] = False
-            new.pop('convert_to_iter_based', None)
+            scheduler = dict(scheduler, by_epoch=False)
+            scheduler.pop('convert_to_iter_based', None)
+        least = 1 if scheduler.get('by_epoch', True) else 2 if length >= 8 else 0
+        new = _scale_part(scheduler, ratio, least)
         steps = float('inf') if new.get('end') is None else new['end'] - new.get('begin', 0)
-        if steps >= (2 if 'start_factor' in new or 'factor' in new else 1):
+        counted = new.get('convert_to_iter_based') and str(new['type']).startswith('mmhcnet.')
+        if counted or steps >= (2 if 'start_factor' in new or 'factor' in new else 1):
             scaled.append(new)
     return scaled
 
@@ -104,29 +169,39 @@ def scale_schedule(schedulers: List[dict],
 def fit_schedule(cfg: ConfigDict, planned: Optional[RunLength] = None) -> None:
     """Scale ``cfg.param_scheduler`` in place to the length in ``cfg.train_cfg``.
 
-    mmengine stops with "end should be larger than begin" where a schedule does not fit a
-    shortened run.
+    A schedule is scaled from the length that it was written for, whatever the configs between it
+    and the run say. ``fit_schedule = False`` in a config keeps one that is meant to be longer or
+    shorter than the run. What was done is logged.
 
     Args:
         cfg (ConfigDict): The whole config.
-        planned (RunLength, optional): The length that the schedule was written for. By default
-            the end of the schedule itself, if that is behind the end of the run.
+        planned (RunLength, optional): The length of the run before options of the command line,
+            for a schedule that does not say what it was written for.
+
+    Raises:
+        ValueError: The schedule counts epochs and the run iterations.
     """
     schedulers = cfg.get('param_scheduler')
     if not schedulers or not cfg.get('train_cfg'):
         return
     schedulers = [schedulers] if isinstance(schedulers, dict) else list(schedulers)
-    length = run_length(cfg.train_cfg)
-    if planned is None or planned == length:
-        ends = [s['end'] for s in schedulers
-                if s.get('end') is not None and s.get('by_epoch', True) == length.by_epoch]
-        planned = RunLength(max(ends, default=0), length.by_epoch)
-        if planned.number <= length.number:
-            return
-    if planned.by_epoch != length.by_epoch:
-        raise ValueError(f'the schedule was written for {planned} and the run has {length}: set '
+    length, written = run_length(cfg.train_cfg), written_for(schedulers)
+    if not cfg.get('fit_schedule', True):
+        if written not in (None, length):
+            print_log(f'The learning-rate schedule for {written} is kept in a run of {length} '
+                      '(fit_schedule = False).', logger='current')
+        return
+    if written is None or written.by_epoch != length.by_epoch and planned is not None \
+            and planned.by_epoch == length.by_epoch and not written.by_epoch:
+        # Iterations in a run of epochs: how many there are is known to the data loader only.
+        written = planned
+    if written in (None, length):
+        return
+    if written.by_epoch != length.by_epoch:
+        raise ValueError(f'the schedule was written for {written} and the run has {length}: set '
                          'param_scheduler too')
-    ratio = length.number / planned.number
+    ratio = length.number / written.number
     cfg.param_scheduler = scale_schedule(schedulers, length.number, ratio, ratio)
-    print_log(f'The learning-rate schedule for {planned} is scaled to the run of {length}. '
-              'Set param_scheduler yourself to have another one.', logger='current')
+    print_log(f'The learning-rate schedule for {written} is scaled to the run of {length}. '
+              'Set fit_schedule = False in the config to keep it as it is written, or '
+              'param_scheduler to have another one.', logger='current')

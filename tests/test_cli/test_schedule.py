@@ -1,5 +1,7 @@
 import copy
+import math
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -9,6 +11,8 @@ from mmengine.registry import PARAM_SCHEDULERS
 from mmhcnet.cli.schedule import (RunLength, fit_schedule, run_length, scale_schedule,
                                   validation_interval)
 from mmhcnet.training.loops import IterTrainLoop
+
+from ..conftest import ROOT
 
 COSINE = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=20,
@@ -75,12 +79,25 @@ def test_a_short_run_by_iterations_gets_past_its_warm_up(iterations):
 
 
 @pytest.mark.parametrize('convert', [True, False])
-def test_a_warm_up_of_one_step_is_left_out(convert):
+@pytest.mark.parametrize('epoch_length', [50, 3, 1])
+def test_a_warm_up_of_less_than_an_epoch_is_counted_in_iterations(convert, epoch_length):
     warmup = dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5,
                   convert_to_iter_based=convert)
     cfg = config([warmup, STEPS[1]], max_epochs=2)
     fit_schedule(cfg, RunLength(12, True))
-    assert [s['type'] for s in cfg.param_scheduler] == ['MultiStepLR']
+    rates = learning_rates(cfg.param_scheduler, 2, epoch_length)
+    # 5 of 12 epochs, which is no more than an iteration where an epoch has a single one.
+    steps = round(5 / 6 * epoch_length)
+    assert rates[0] == pytest.approx(1e-3 if steps > 1 else 1)
+    assert max(rates) == pytest.approx(1)
+    if steps > 1:
+        assert rates.index(max(rates)) == steps - 1
+
+
+def test_a_single_step_of_warm_up_is_left_out_where_iterations_are_counted():
+    cfg = config(POLY, max_iters=7)
+    fit_schedule(cfg)
+    assert [s['type'] for s in cfg.param_scheduler] == ['PolyLR']
 
 
 def test_curve_keeps_its_shape():
@@ -94,13 +111,17 @@ def test_curve_keeps_its_shape():
     assert short[-1] == pytest.approx(1e-5, abs=1e-4)
 
 
-@pytest.mark.parametrize('epochs, milestones, warmup', [(2, [1, 2], 167), (6, [4, 6], 500),
-                                                        (24, [16, 22], 2000), (1, [1], 83)])
-def test_milestones(epochs, milestones, warmup):
+@pytest.mark.parametrize('epochs, warmup', [(2, 167), (6, 500), (24, 2000), (1, 83), (5, 417)])
+@pytest.mark.parametrize('epoch_length', [1000, 60])
+def test_milestones(epochs, warmup, epoch_length):
     cfg = config(STEPS, max_epochs=epochs)
-    fit_schedule(cfg, RunLength(12, True))
-    linear, steps = cfg.param_scheduler
-    assert (linear['end'], steps['end'], steps['milestones']) == (warmup, epochs, milestones)
+    fit_schedule(cfg)
+    assert cfg.param_scheduler[0]['end'] == warmup
+    rates = learning_rates([cfg.param_scheduler[1]], epochs, epoch_length)
+    # Both decays happen, at 8/12 and 11/12 of the run.
+    total = epochs * epoch_length
+    drops = [i for i in range(1, total) if rates[i] < 0.5 * rates[i - 1]]
+    assert drops == [round(total * 8 / 12), round(total * 11 / 12)]
 
 
 def test_iterations():
@@ -111,11 +132,12 @@ def test_iterations():
     assert linear['start_factor'] == 1e-6
 
 
-def test_one_epoch_leaves_the_empty_warm_up_out():
+def test_one_epoch_keeps_the_share_of_the_warm_up():
     cfg = config(COSINE, max_epochs=1)
     fit_schedule(cfg, RunLength(300, True))
-    assert [(s['type'], s['begin'], s['end']) for s in cfg.param_scheduler] == [
-        ('CosineAnnealingLR', 0, 1)]
+    rates = learning_rates(cfg.param_scheduler, 1, 150)
+    assert rates[0] == pytest.approx(1e-3) and rates.index(max(rates)) in (9, 10)
+    assert max(rates) == pytest.approx(1)
 
 
 @pytest.mark.parametrize('schedulers, train_cfg', [
@@ -134,10 +156,42 @@ def test_a_schedule_that_is_too_long_is_fitted_without_being_told():
     assert [s['end'] for s in cfg.param_scheduler] == [2, 30]
 
 
-def test_a_schedule_that_ends_early_on_purpose_is_left_as_it_is():
-    cfg = config(COSINE, max_epochs=310)
+@pytest.mark.parametrize('epochs', [310, 100])
+def test_a_schedule_of_another_length_on_purpose(epochs, monkeypatch):
+    said = []
+    monkeypatch.setattr('mmhcnet.cli.schedule.print_log', lambda text, logger: said.append(text))
+    cfg = config(COSINE, max_epochs=epochs)
+    fit_schedule(cfg)
+    assert [s['end'] for s in cfg.param_scheduler][1] == epochs
+    assert 'Set fit_schedule = False in the config to keep it' in said[0]
+    cfg = config(COSINE, max_epochs=epochs)
+    cfg.fit_schedule = False
     fit_schedule(cfg)
     assert cfg.param_scheduler == COSINE
+    assert said[1:] == [f'The learning-rate schedule for 300 epochs is kept in a run of {epochs} '
+                        'epochs (fit_schedule = False).']
+
+
+def test_however_often_the_run_was_shortened():
+    """A config that shortens a recipe to 4 epochs, and an option that sets 8."""
+    cfg = config(COSINE, max_epochs=8)
+    fit_schedule(cfg, RunLength(4, True))
+    direct = config(COSINE, max_epochs=8)
+    fit_schedule(direct, RunLength(300, True))
+    assert cfg.param_scheduler == direct.param_scheduler
+    again = copy.deepcopy(direct)
+    fit_schedule(again, RunLength(8, True))
+    assert again.param_scheduler == direct.param_scheduler
+
+
+def test_a_part_without_an_end_is_scaled_from_what_the_config_says():
+    parts = [COSINE[0], dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20)]
+    cfg = config(parts, max_epochs=150)
+    fit_schedule(cfg, RunLength(300, True))
+    assert [s['begin'] for s in cfg.param_scheduler] == [0, 10]
+    cfg = config(parts, max_epochs=150)
+    fit_schedule(cfg)
+    assert cfg.param_scheduler == parts
 
 
 @pytest.mark.parametrize('scheduler', [None, []])
@@ -150,7 +204,7 @@ def test_no_schedule(scheduler):
 def test_one_scheduler_that_is_not_in_a_list():
     cfg = Config(dict(param_scheduler=dict(STEPS[1]), train_cfg=dict(max_epochs=6)))
     fit_schedule(cfg, RunLength(12, True))
-    assert cfg.param_scheduler[0]['milestones'] == [4, 6]
+    assert cfg.param_scheduler[0]['milestones'] == [4, 5.5]
 
 
 def test_change_of_unit_is_refused():
@@ -181,3 +235,87 @@ def test_to_iterations_for_a_trial():
     (dict(type=IterTrainLoop, max_iters=3), 1000), (dict(type='NoSuchLoop', max_iters=3), 1)])
 def test_the_validation_interval_is_the_loops_own(train_cfg, interval):
     assert validation_interval(train_cfg) == interval
+
+
+def random_recipe(rng):
+    """Schedulers for a random length, and their curve over the share of the run that is done."""
+    length, by_iter = int(rng.integers(4, 60)), bool(rng.integers(2))
+    length *= 50 if by_iter else 1
+    warmup, start = int(rng.integers(1, max(2, length // 3))), float(rng.uniform(0.01, 0.5))
+    unit = dict(by_epoch=False) if by_iter else dict(by_epoch=True, convert_to_iter_based=True)
+    begin = warmup / length
+    kind = rng.choice(['cosine', 'poly', 'steps', 'step', 'exponential'])
+    lasts = length - warmup
+    if kind == 'cosine':
+        low = float(rng.uniform(0, 0.3))
+        part = dict(type='CosineAnnealingLR', eta_min=low, **unit)
+
+        def main(u):
+            return low + (1 - low) * (1 + math.cos(math.pi * u)) / 2
+    elif kind == 'poly':
+        power = float(rng.choice([0.9, 1., 2.]))
+        part = dict(type='PolyLR', power=power, eta_min=0., **unit)
+
+        def main(u):
+            return max(0., 1 - u)**power
+    elif kind == 'exponential':
+        gamma = float(rng.uniform(0.8, 0.99))**(50 / length if by_iter else 1)
+        part = dict(type='ExponentialLR', gamma=gamma, by_epoch=not by_iter)
+
+        def main(u):
+            return gamma**(u * lasts)
+    else:
+        step = int(rng.integers(1, lasts + 1))
+        points = sorted(int(p) for p in rng.integers(1, lasts + 1, 2)) if kind == 'steps' else list(
+            range(step, lasts, step))
+        part = dict(type='MultiStepLR', milestones=points) if kind == 'steps' else dict(
+            type='StepLR', step_size=step)
+        part.update(gamma=0.5, by_epoch=not by_iter)
+
+        def main(u):
+            return 0.5**sum(u * lasts >= point - 1e-9 for point in points)
+
+    def curve(share):
+        if share < begin:
+            return start + (1 - start) * share / begin
+        return main(min(1., (share - begin) / (1 - begin)))
+
+    schedulers = [dict(type='LinearLR', start_factor=start, begin=0, end=warmup, **unit),
+                  dict(part, begin=warmup, end=length)]
+    return schedulers, curve, length, by_iter
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_random_recipes_keep_their_curve_at_random_lengths(seed):
+    rng = np.random.default_rng(seed)
+    schedulers, curve, length, by_iter = random_recipe(rng)
+    new = int(rng.integers(200, 1200)) if by_iter else int(rng.integers(1, 2 * length))
+    epoch_length = 1 if by_iter else int(rng.integers(20, 60))
+    cfg = config(schedulers, **{'max_iters' if by_iter else 'max_epochs': new})
+    fit_schedule(cfg, RunLength(int(rng.integers(1, 100)), not by_iter))
+    if by_iter:
+        rates = learning_rates(cfg.param_scheduler, 1, new)
+    else:
+        rates = learning_rates(cfg.param_scheduler, new, epoch_length)
+    total = len(rates)
+    # Points are rounded to iterations, or to epochs for a decay that goes by whole epochs; a
+    # warm-up reaches its end an iteration early in mmengine.
+    stairs = 0 if by_iter or cfg.param_scheduler[1].get('convert_to_iter_based') else 1.5 / new
+    slack = 2.1 / total + stairs
+    for i in range(0, total, -(-total // 100)):
+        near = [curve(min(1., max(0., i / total + d))) for d in np.linspace(-slack, slack, 81)]
+        assert min(near) - 0.01 <= rates[i] <= max(near) + 0.01, (seed, i / total, rates[i])
+    # Start, peak and end.
+    warmup = cfg.param_scheduler[0]['end'] * (1 if by_iter else epoch_length)
+    if cfg.param_scheduler[0]['type'].endswith('LinearLR') and warmup >= 2:
+        assert rates[0] == pytest.approx(curve(0))
+    assert max(rates) == pytest.approx(1, abs=0.05)
+    assert rates[-1] == pytest.approx(curve(1 - 1 / total), abs=0.06)
+
+
+@pytest.mark.parametrize('path', sorted((ROOT / 'configs').glob('*/*.py')), ids=lambda p: p.stem)
+def test_shipped_schedules_are_left_as_they_are(path):
+    cfg = Config.fromfile(path)
+    before = copy.deepcopy(cfg.param_scheduler)
+    fit_schedule(cfg, run_length(cfg.train_cfg))
+    assert cfg.param_scheduler == before

@@ -13,7 +13,7 @@ from PIL import Image
 
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import import_task
-from mmhcnet.datasets.check import quick_check, stop_at_errors
+from mmhcnet.datasets.check import absent_classes, quick_check, stop_at_errors
 from mmhcnet.errors import UserError
 from mmhcnet.training.coco_annotations import build_dataset
 from mmhcnet.training.tolerant_data import read_tolerantly
@@ -465,3 +465,20 @@ def test_nothing_of_the_data_is_changed(check, data):
     for task in ('cls', 'det', 'seg'):
         check(task, '', '--full')
     assert {path: path.read_bytes() for path in data.rglob('*') if path.is_file()} == before
+
+
+def test_what_absent_classes_mean(config, data):
+    of_all(data, lambda a: a.update(category_id=3))
+    lines = absent_classes(config('det'), ['train', 'val'])
+    assert lines[0] == ("train classes      2 of 3 occur in none of 8 samples: 'green', 'blue'; "
+                        'nothing is learned of them')
+    assert "val classes        2 of 3 occur in none of 3 samples: 'green', 'blue'; a mean over " \
+        'classes (mIoU, mAP) is that of the other 1' in lines
+    label_maps(data, lambda a: np.where(a == 3, 255, a).astype(np.uint8))
+    train, ignored, *_ = absent_classes(config('seg'), ['train', 'val'])
+    assert train.startswith("train classes      1 of 4 occur in none of 8 samples: 'blue'")
+    pixels = np.concatenate([np.asarray(Image.open(path)).reshape(-1) for path in sorted(
+        (data / 'seg/annotations/training').iterdir())])
+    assert ignored.strip() == (f'{100 * (pixels == 255).mean():.1f} % of the pixels are ignored '
+                               '(ignore_index 255)')
+    assert absent_classes(config('cls'), ['train', 'val']) == []

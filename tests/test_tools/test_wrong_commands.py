@@ -79,7 +79,8 @@ TRAIN = {
     'loader of a number': (CLS, ['+', 'train_dataloader.num_workers=-1'], 'num_workers'),
     'batch of nothing': (CLS, ['+', 'train_dataloader.batch_size=0'], 'batch_size'),
     'channels of the head': (CLS, ['+', 'model.head.in_channels=7'], 'shapes cannot be multiplied'),
-    'classes of the head': (CLS, ['+', 'model.head.num_classes=3'], 'Target'),
+    'classes of the head': (CLS, ['+', 'model.head.num_classes=3'],
+                            'set model.head.num_classes'),
     'signal': (CLS, ['+', "default_hooks.preemption.signals=['SIGFOO']"], 'SIGFOO'),
     # data
     'data root': (CLS, ['+', 'train_dataloader.dataset.data_root=nowhere'],

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
 
+from mmhcnet.cli.errors import explain
 from mmhcnet.training.sample_rules import is_left_out
 
 from .findings import WARNING, Counts, Finding, listed
@@ -69,7 +70,7 @@ class CocoFile:
         try:
             content = self.source.read_json(self.file)
         except (ValueError, OSError) as error:
-            yield Finding('unreadable annotations', self.file, f'is not JSON ({error})',
+            yield Finding('unreadable annotations', self.file, f'is not JSON ({explain(error)})',
                           'copy or export it again')
             return
         wanted = ['images', 'categories'] + ['annotations'] * self.source.needs_labels
