@@ -24,7 +24,7 @@ def config(tmp_path):
 
 def test_options_and_schedule(config):
     cfg = load_config(config, {'train_cfg.max_epochs': 6}, None)
-    assert cfg.param_scheduler[0].milestones == [4, 6]
+    assert cfg.param_scheduler[0].milestones == [4, 5.5]
     assert cfg.work_dir == 'work_dirs/c'
 
 
