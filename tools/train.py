@@ -38,9 +38,6 @@ def parse_args() -> Namespace:
     parser.add_argument('--trial', type=int, metavar='N',
                         help='try the config: N iterations, validation on a few batches, a '
                         'checkpoint, and an estimate of the whole run')
-    parser.add_argument('--no-data-check', action='store_true',
-                        help='train without a look at paths, classes, annotations and metrics '
-                        'before (tools/misc/prepare_data.py looks at all of the data)')
     parser.add_argument('--tensorboard', action='store_true',
                         help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     args = parser.parse_args()
