@@ -162,7 +162,8 @@ def heat_spectral(u: Tensor, decay: Tensor) -> Tensor:
     Raises:
         ValueError: ``decay`` is made for another size.
     """
-    if decay.shape[:2] != u.shape[1:3] or decay.shape[2] not in (1, u.shape[3]):
+    if decay.dim() != 3 or decay.shape[:2] != u.shape[1:3] or (
+            decay.shape[2] not in (1, u.shape[3])):
         raise ValueError(f'decay must be (H, W, C) = {tuple(u.shape[1:])}, '
                          f'got {tuple(decay.shape)}')
     modes = dct2(u)

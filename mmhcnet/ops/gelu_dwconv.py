@@ -30,6 +30,7 @@ def gelu_dwconv(x: Tensor, weight: Tensor, backend: str = 'auto') -> Tensor:
     Raises:
         ValueError: ``weight`` is not (C, 1, 3, 3).
     """
+    _check_shapes(x, weight, None)
     if needs_gradient(x, weight) and use_triton(backend, x, weight):
         return _GeluDwconv.apply(x, weight)
     return gelu_dwconv_forward(x, weight, backend=backend)

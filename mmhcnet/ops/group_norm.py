@@ -28,7 +28,11 @@ def group_norm_1(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5,
 
     Returns:
         Tensor: (B, C, H, W), dtype of ``x``.
+
+    Raises:
+        ValueError: ``weight`` or ``bias`` is not (C,).
     """
+    _check_affine(x, weight, bias)
     if not use_triton(backend, x, weight, bias):
         return group_norm_1_ref(x, weight, bias, eps)
     if needs_gradient(x, weight, bias):

@@ -90,8 +90,10 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
         Tensor: (B, C, H, W), dtype of ``z * k``.
 
     Raises:
-        ValueError: ``w`` is not (C, 4).
+        ValueError: ``w`` is not (C, 4), or ``k`` of another shape.
     """
+    _check_weights(z, w)
+    _check_rate(z, k)
     inputs = [t for t in (z, w, k) if isinstance(t, Tensor)]
     if needs_gradient(*inputs) and use_triton(backend, *inputs):
         return _HeatStep.apply(z, w, _as_tensor(k, z))
@@ -125,7 +127,9 @@ def _as_tensor(k: Union[Tensor, float], z: Tensor) -> Tensor:
     return k if isinstance(k, Tensor) else z.new_full((), k, dtype=torch.float32)
 
 
-def _check_rate(z: Tensor, k: Tensor) -> None:
+def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
+    if not isinstance(k, Tensor):
+        return
     shape = (z.shape[0], z.shape[1], 1, 1)
     if k.dim() > 4 or any(n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1])):
         raise ValueError(f'k must broadcast to (B, C, 1, 1) = {shape}, got {tuple(k.shape)}')
@@ -160,13 +164,12 @@ def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
         ValueError: ``w`` is not (C, 4), or ``k`` or ``offset`` is of another shape.
     """
     inputs = [t for t in (z, w, k, offset) if isinstance(t, Tensor)]
+    _check_weights(z, w)
+    _check_rate(z, k)
     check_offset(z, offset)
     if use_triton(backend, *inputs):
         from .triton.heat_step import heat_step_forward as fused
-        k = _as_tensor(k, z)
-        _check_weights(z, w)
-        _check_rate(z, k)
-        return fused(z, w, k, offset)
+        return fused(z, w, _as_tensor(k, z), offset)
     return heat_step_forward_ref(z, w, k, offset)
 
 
@@ -205,12 +208,16 @@ def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor,
 
     Returns:
         tuple[Tensor, Tensor]: dk (B, C, 1, 1), dw (C, 4) or None.
+
+    Raises:
+        ValueError: ``w`` is not (C, 4), or ``k`` of another shape.
     """
+    _check_weights(z, w)
+    _check_rate(z, k)
     inputs = [t for t in (z, w, k, dout) if t is not None]
     k = k.expand(z.shape[0], z.shape[1], 1, 1)
     if use_triton(backend, *inputs):
         from .triton.heat_step import heat_step_sums as fused
-        _check_weights(z, w)
         return fused(dout, z, w, k)
     return heat_step_sums_ref(dout, z, w, k)
 
@@ -258,11 +265,10 @@ def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Union[Tensor, flo
         ValueError: ``w`` is not (C, 4), or ``k`` or ``mean_grad`` is of another shape.
     """
     inputs = [t for t in (dout, w, k, mean_grad) if isinstance(t, Tensor)]
+    _check_weights(dout, w)
+    _check_rate(dout, k)
     check_offset(dout, mean_grad)
     if use_triton(backend, *inputs):
         from .triton.heat_step import heat_step_transposed as fused
-        k = _as_tensor(k, dout)
-        _check_weights(dout, w)
-        _check_rate(dout, k)
-        return fused(dout, w, k, mean_grad)
+        return fused(dout, w, _as_tensor(k, dout), mean_grad)
     return heat_step_transposed_ref(dout, w, k, mean_grad).to(dout.dtype)
