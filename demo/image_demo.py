@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, TRANSFORMS
 
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
@@ -71,9 +71,13 @@ def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmpretrain import ImageClassificationInferencer
     inferencer = ImageClassificationInferencer(
         cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes'))
+    load = TRANSFORMS.build(next(step for step in cfg.test_dataloader.dataset.pipeline
+                                 if 'Load' in str(step['type'])))
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
-        found = inferencer.forward(next(iter(inferencer.preprocess([path]))))
+        # Through the config's own step: the inferencer reads colours whatever the model takes.
+        found = inferencer.forward(next(iter(inferencer.preprocess(
+            [load(dict(img_path=path))['img']]))))
         short = min(mmcv.imread(path).shape[:2])
         # It draws only what it may save.
         with tempfile.TemporaryDirectory() as folder:
@@ -117,7 +121,8 @@ def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True)
-        labels, pixels = np.unique(result['predictions'], return_counts=True)
+        # Of a single map behind a sigmoid they are numbers with a point.
+        labels, pixels = np.unique(result['predictions'].astype(int), return_counts=True)
         largest = sorted(zip(pixels / pixels.sum(), labels), reverse=True)[:5]
         return result['visualization'], ', '.join(
             f'{names[label]} {100 * share:.0f} %' for share, label in largest)

@@ -11,9 +11,10 @@ with advised_imports():
     from mmengine.runner import Runner
 
     from mmhcnet.checkpoints.fitting import StrictLoadHook
-    from mmhcnet.cli.config import check_data, load_config
+    from mmhcnet.cli.config import as_list, check_data, is_type, load_config
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
+    from mmhcnet.errors import UserError
 
 
 def parse_args() -> Namespace:
@@ -25,7 +26,7 @@ def parse_args() -> Namespace:
                         'folder of label maps')
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='save pictures with predictions drawn to this folder '
-                        '(below the work directory for detection and segmentation)')
+                        '(segmentation: to vis_data/vis_image in it)')
     parser.add_argument('--interval', type=int, default=1,
                         help='draw every so many-th image (default: 1)')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
@@ -43,7 +44,10 @@ def draw(cfg: Config, args: Namespace) -> None:
         hook.update(enable=True, out_dir=args.show_dir)
     else:
         hook['draw'] = True
-        if args.show_dir:
+        if args.show_dir and cfg.default_scope == 'mmdet':
+            # Otherwise below the work directory.
+            hook['test_out_dir'] = os.path.abspath(args.show_dir)
+        elif args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
 
 
@@ -71,7 +75,11 @@ def build_config(args: Namespace) -> Config:
     if args.tta:
         augment(cfg)
     if args.out and cfg.default_scope == 'mmseg':
-        cfg.test_evaluator.update(output_dir=args.out, keep_results=True)
+        metric = next((metric for metric in as_list(cfg.test_evaluator)
+                       if is_type(metric, 'IoUMetric')), None)
+        if metric is None:
+            raise UserError('--out needs an IoUMetric in test_evaluator, which writes label maps')
+        metric.update(output_dir=args.out, keep_results=True)
     elif args.out and not args.out.endswith(('.pkl', '.pickle')):
         raise ValueError(f"--out must end in .pkl for this task, got '{args.out}'")
     return cfg

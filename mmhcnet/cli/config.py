@@ -144,6 +144,18 @@ def fuse_optimizer(cfg: Config) -> None:
         optimizer.fused = True
 
 
+def as_list(value: Any) -> list:
+    """A config's value that may be one dict, a list of them, or missing."""
+    return [value] if isinstance(value, dict) else list(value or [])
+
+
+def is_type(settings: dict, name: str) -> bool:
+    """Whether a config's ``type`` is a class of this name, of whatever package."""
+    found = settings.get('type')
+    return (found.split('.')[-1] if isinstance(found, str) else getattr(found, '__name__', '')
+            ) == name
+
+
 def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
     """The innermost datasets below wrappers such as RepeatDataset and ConcatDataset."""
     if 'dataset' in dataset:
@@ -206,7 +218,7 @@ def data_paths(cfg: Config, split: str) -> Iterator[Tuple[str, str, bool]]:
             path = os.path.join(root, folder)
             yield path, f'{key}.data_prefix.{name}', local and '://' not in path
     evaluators = cfg.get(f'{split}_evaluator') or []
-    for evaluator in [evaluators] if isinstance(evaluators, dict) else evaluators:
+    for evaluator in as_list(evaluators):
         path = evaluator.get('ann_file')
         if path:
             yield path, f'{split}_evaluator.ann_file', _is_local(evaluator) and '://' not in path

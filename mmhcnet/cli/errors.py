@@ -17,6 +17,7 @@ from mmengine.registry import Registry
 from torch.utils.data import DataLoader
 
 from mmhcnet.checkpoints.files import write_file
+import mmhcnet.registry
 from mmhcnet.doctor import ADVICE, CHECKS, Facts, installed_versions
 from mmhcnet.errors import UserError, nearest
 
@@ -37,6 +38,15 @@ def _registered(kind: Optional[str] = None) -> Dict[str, type]:
     return found
 
 
+def _ours(name: str, kind: str) -> Optional[str]:
+    """The name with its scope, where it is one of this package's."""
+    for value in vars(mmhcnet.registry).values():
+        if isinstance(value, Registry) and value.scope == 'mmhcnet' and value.name == kind \
+                and name in (value.import_from_location() or value.module_dict):
+            return f'mmhcnet.{name}'
+    return None
+
+
 def explain(error: BaseException) -> str:
     """The message of an error in one line, with the nearest of the accepted names."""
     # str() of a KeyError is the quoted repr of its message.
@@ -52,6 +62,9 @@ def explain(error: BaseException) -> str:
         return (f"{match[1]} has no argument '{match[2]}'{nearest(match[2], known)} It takes: "
                 f'{", ".join(known)}')
     match = re.match(r"'?([\w.]+) is not in the (\S+)::([\w ]+) registry", text)
+    if match and _ours(match[1], match[3]):
+        return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}; write it with its "
+                f"scope: '{_ours(match[1], match[3])}'")
     if match:
         return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
                 f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '

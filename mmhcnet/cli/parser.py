@@ -52,7 +52,8 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--trust-checkpoint', action='store_true',
                         help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--no-data-check', action='store_true',
-                        help='do not look for the data before the run')
+                        help='do not look at the data before the run (tools/misc/prepare_data.py '
+                        'looks at all of it)')
     parser.add_argument('--traceback', action='store_true',
                         help='on an error show the whole traceback (MMHCNET_TRACEBACK=1 does it '
                         'for every tool)')

@@ -6,7 +6,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .model import build_model
+from .model import build_model, input_channels
 
 # Per image, at test time: the proposals that Mask R-CNN's box head sees, and the boxes of which
 # its mask head draws masks.
@@ -69,7 +69,7 @@ def count_complexity(cfg: Config, shape: Tuple[int, int],
         if not hasattr(model.backbone, 'switch_to_deploy'):
             raise ValueError(f'{type(model.backbone).__name__} has no form to fold to; VHeat has')
         model.backbone.switch_to_deploy(shape)
-    image = torch.empty(1, 3, *shape, device='meta')
+    image = torch.empty(1, input_channels(model.backbone), *shape, device='meta')
     whole = (lambda x: _run_detector(model, x)) if hasattr(model, 'roi_head') else (
         lambda x: model(x, mode='tensor'))
     return _count(model.backbone, model.backbone, image), _count(model, whole, image)

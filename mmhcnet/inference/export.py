@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mmhcnet.errors import require_packages
 from mmhcnet.models import VHeat
 
-from .model import build_model
+from .model import build_model, input_channels
 
 # Largest difference between onnxruntime and torch, relative to the output where that is above 1.
 TOLERANCE = 1e-4
@@ -45,7 +45,7 @@ class AdaptiveAvgPool(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Image to class logits: (B, 3, H, W) -> (B, classes)."""
+    """Image to class logits: (B, C, H, W) -> (B, classes)."""
     outputs = ('logits', )
 
     def __init__(self, model: nn.Module):
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
 
 
 class Segmentor(nn.Module):
-    """Image to logits of every pixel: (B, 3, H, W) -> (B, classes, H, W)."""
+    """Image to logits of every pixel: (B, C, H, W) -> (B, classes, H, W)."""
     outputs = ('logits', )
 
     def __init__(self, model: nn.Module):
@@ -84,7 +84,7 @@ class Features(nn.Module):
         self.outputs = tuple(f'feature{i}' for i in range(model.neck.num_outs))
 
     def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
-        """(B, 3, H, W) -> one (B, C, H_i, W_i) per level of the pyramid."""
+        """(B, C, H, W) -> one (B, C, H_i, W_i) per level of the pyramid."""
         return self.neck(self.backbone(image))
 
 
@@ -135,14 +135,14 @@ def export_onnx(module: nn.Module, path: str, shape: Tuple[int, int], opset: int
     """Writes an ONNX file with a dynamic batch, and dynamic H and W unless the size is fixed.
 
     Args:
-        module (nn.Module): In eval mode; takes (B, 3, H, W).
+        module (nn.Module): In eval mode; takes (B, C, H, W).
         path (str): File to write.
         shape (tuple[int, int]): H and W of the image that the module is traced with.
         opset (int): Version of ONNX's operator set.
         outputs (Sequence[str]): Names of what the module returns.
     """
     require_packages('onnx')
-    image = torch.randn(2, 3, *shape)
+    image = torch.randn(2, input_channels(module), *shape)
     axes = {0: 'batch'} if has_fixed_size(module) else _AXES
     dynamic = {'image': axes}
     with torch.no_grad():
@@ -176,7 +176,7 @@ def check_onnx(module: nn.Module, path: str,
     onnx.checker.check_model(path)
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     for batch, height, width in shapes:
-        image = torch.randn(batch, 3, height, width)
+        image = torch.randn(batch, input_channels(module), height, width)
         with torch.no_grad():
             wanted = module(image)
         wanted = [wanted] if isinstance(wanted, Tensor) else wanted

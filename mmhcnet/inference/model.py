@@ -70,6 +70,11 @@ def load_model(config: str, checkpoint: str) -> Tuple[Config, nn.Module]:
     return cfg, model
 
 
+def input_channels(model: nn.Module) -> int:
+    """Channels of the image that a model, or a part that begins with a backbone, takes."""
+    return next(part.in_channels for part in model.modules() if isinstance(part, nn.Conv2d))
+
+
 def model_name(config: str, checkpoint: str) -> str:
     """How a picture calls a model."""
     return Path(config).stem + (' (untrained)' if checkpoint == UNTRAINED else '')

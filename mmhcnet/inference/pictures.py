@@ -4,6 +4,8 @@ import os
 import torch
 from torch import Tensor, nn
 
+from .model import input_channels
+
 
 def read_picture(path: str, size: int):
     """A picture as a person sees it: upright, 8 bit per colour, transparent parts white.
@@ -48,9 +50,25 @@ def read_picture(path: str, size: int):
 
 
 def model_input(model: nn.Module, picture) -> Tensor:
-    """A picture (PIL, RGB) as the model takes it: (1, 3, H, W), normalised as its config says."""
-    import numpy as np
+    """A picture as the model takes it, normalised as its config says.
 
+    Args:
+        model (nn.Module): With a backbone for colours or for grey.
+        picture (PIL.Image.Image): The picture, RGB.
+
+    Returns:
+        Tensor: (1, 3, H, W), or (1, 1, H, W) for a backbone of grey images.
+
+    Raises:
+        ValueError: The backbone takes another number of channels, which a picture does not have.
+    """
+    import numpy as np
+    channels = input_channels(model.backbone)
+    if channels not in (1, 3):
+        raise ValueError(f'the model takes {channels} channels, and a picture has 3 or, grey, 1: '
+                         'this tool draws models of pictures only')
     # As the loading transforms of OpenMMLab give it: BGR, from 0 to 255.
-    image = torch.from_numpy(np.asarray(picture)[..., ::-1].copy()).permute(2, 0, 1)
+    pixels = np.asarray(picture)[..., ::-1] if channels == 3 else np.asarray(
+        picture.convert('L'))[..., None]
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
     return model.data_preprocessor(dict(inputs=[image], data_samples=None))['inputs']

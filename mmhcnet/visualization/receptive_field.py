@@ -7,6 +7,7 @@ import torch
 from matplotlib.colors import PowerNorm
 from torch import Tensor, nn
 
+from mmhcnet.inference.model import input_channels
 from mmhcnet.inference.pictures import model_input
 
 from .figures import draw_row
@@ -24,7 +25,7 @@ def measure(model: nn.Module, images: Tensor) -> Tensor:
 
     Args:
         model (nn.Module): With a backbone that gives a tuple of (B, C, H, W).
-        images (Tensor): (B, 3, H, W), normalised; the mean over them is taken.
+        images (Tensor): (B, C, H, W), normalised; the mean over them is taken.
 
     Returns:
         Tensor: (H, W), from 0 to 1.
@@ -45,7 +46,8 @@ def measure(model: nn.Module, images: Tensor) -> Tensor:
 def inputs(model: nn.Module, pictures: list, size: int, noise: int) -> Tensor:
     """Photos cut to squares of ``size``, or as many images of normal noise as asked for."""
     if not pictures:
-        return torch.randn(noise, 3, size, size, generator=torch.Generator().manual_seed(0))
+        return torch.randn(noise, input_channels(model.backbone), size, size,
+                           generator=torch.Generator().manual_seed(0))
     squares = []
     for picture in pictures:
         left, top = (picture.width - size) // 2, (picture.height - size) // 2

@@ -1,6 +1,5 @@
 """The check of a user's data and what training says before its first iteration, on situations that
 people have reported; each is one of its kind."""
-import importlib.util
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.training.coco_annotations import build_dataset
 from mmhcnet.training.tolerant_data import read_tolerantly
 
-from ..conftest import ROOT
+from ..conftest import ROOT, load_script
 from ..scenes import SIDE, outline, write_config, write_scenes
 
 
@@ -58,11 +57,7 @@ def config(data, tmp_path):
 
 @pytest.fixture(scope='session')
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        'prepare_data', ROOT / 'tools' / 'misc' / 'prepare_data.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / 'tools' / 'misc' / 'prepare_data.py')
 
 
 @pytest.fixture

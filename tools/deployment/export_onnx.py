@@ -40,8 +40,10 @@ def parse_args() -> argparse.Namespace:
 def normalisation(cfg: Config) -> str:
     settings = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     swapped = settings.get('to_rgb') or settings.get('bgr_to_rgb')
-    return (f"{'RGB' if swapped else 'BGR'} image, minus {settings.get('mean')}, divided by "
-            f"{settings.get('std')}")
+    channels = cfg.model.backbone.get('in_channels', 3)
+    order = ('RGB' if swapped else 'BGR') if channels == 3 else (
+        'grey' if channels == 1 else f'{channels}-channel')
+    return f"{order} image, minus {settings.get('mean')}, divided by {settings.get('std')}"
 
 
 def main() -> None:

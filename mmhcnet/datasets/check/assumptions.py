@@ -8,8 +8,10 @@ from mmengine.dataset.sampler import InfiniteSampler
 from mmengine.registry import DATA_SAMPLERS, LOOPS, METRICS, MODELS
 from mmengine.runner import EpochBasedTrainLoop
 
+from mmhcnet.cli.config import as_list, is_type
+
 from .findings import Finding, listed
-from .sources import Source, as_list, is_type
+from .sources import Source
 
 
 def parts(settings: Any, key: str) -> Iterator[Tuple[str, dict]]:

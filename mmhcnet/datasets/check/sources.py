@@ -11,7 +11,7 @@ from mmengine.config import Config
 from mmengine.fileio import exists, get
 from mmengine.registry import DATASETS, TRANSFORMS
 
-from mmhcnet.cli.config import innermost_datasets
+from mmhcnet.cli.config import as_list, innermost_datasets
 
 Progress = Callable[[Sequence], Iterable]
 
@@ -19,18 +19,6 @@ Progress = Callable[[Sequence], Iterable]
 def sample_of(length: int, most: Optional[int]) -> range:
     """Evenly spaced indices, at most so many, or all."""
     return range(length) if most is None else range(0, length, -(-length // most) or 1)
-
-
-def as_list(value: Any) -> list:
-    """A config's value that may be one dict, a list of them, or missing."""
-    return [value] if isinstance(value, dict) else list(value or [])
-
-
-def is_type(settings: dict, name: str) -> bool:
-    """Whether a config's ``type`` is a class of this name, of whatever package."""
-    found = settings.get('type')
-    return (found.split('.')[-1] if isinstance(found, str) else getattr(found, '__name__', '')
-            ) == name
 
 
 def steps_of(pipeline: Sequence) -> Iterator[dict]:
