@@ -89,5 +89,5 @@ def test_what_is_on_the_page_is_there(name):
         if hasattr(found, part):
             found = getattr(found, part)
         else:
-            # Set by a constructor.
-            assert re.search(rf'\bself\.{part}\b', inspect.getsource(found)), part
+            # An attribute that a constructor or method sets.
+            assert re.search(rf'\.{part}\b', inspect.getsource(found)), part

@@ -7,20 +7,28 @@ import torch
 from mmhcnet import HcNet, VHeat, convert_state_dict
 
 
+class Layout(dict):
+    """Shapes by name."""
+
+    def add(self, name, *shape, bias=True):
+        self[f'{name}.weight'] = shape
+        if bias:
+            self[f'{name}.bias'] = shape[:1]
+
+    def add_stem(self, c, norm):
+        for i, (c_in, c_out) in enumerate(((3, c // 2), (c // 2, c)), 1):
+            self.add(f'patch_embed.conv{i}', c_out, c_in, 3, 3)
+            self.add(f'patch_embed.{norm.format(i)}', c_out)
+
+    def random(self):
+        return {name: torch.randn(shape) for name, shape in self.items()}
+
+
 def official_state_dict(embed_dims, depths, classes=5):
     """Keys and shapes of the published HcNet, written down from its layout."""
-    c = embed_dims[0]
-    shapes = {}
-
-    def conv(name, *shape, bias=True):
-        shapes[f'{name}.weight'] = shape
-        if bias:
-            shapes[f'{name}.bias'] = shape[:1]
-
-    conv('patch_embed.conv1', c // 2, 3, 3, 3)
-    conv('patch_embed.norm1', c // 2)
-    conv('patch_embed.conv2', c, c // 2, 3, 3)
-    conv('patch_embed.norm2', c)
+    shapes = Layout()
+    conv = shapes.add
+    shapes.add_stem(embed_dims[0], 'norm{}')
     for i, (c, depth) in enumerate(zip(embed_dims, depths)):
         for j in range(depth):
             block = f'layers.{i}.blocks.{j}'
@@ -35,7 +43,7 @@ def official_state_dict(embed_dims, depths, classes=5):
             conv(f'layers.{i}.downsample.norm', embed_dims[i + 1])
     conv('norm', c)
     conv('head', classes, c)
-    return {name: torch.randn(shape) for name, shape in shapes.items()}
+    return shapes.random()
 
 
 @pytest.fixture
@@ -117,17 +125,9 @@ def test_published_layouts(golden, arch, name, build):
 
 def official_vheat(embed_dims, depths, scaled=False, classes=5):
     """Keys and shapes of the published vHeat, written down from its layout."""
-    c = embed_dims[0]
-    shapes = {}
-
-    def both(name, *shape):
-        shapes[f'{name}.weight'] = shape
-        shapes[f'{name}.bias'] = shape[:1]
-
-    both('patch_embed.conv1', c // 2, 3, 3, 3)
-    both('patch_embed.norm1.1', c // 2)
-    both('patch_embed.conv2', c, c // 2, 3, 3)
-    both('patch_embed.norm2.1', c)
+    shapes = Layout()
+    both = shapes.add
+    shapes.add_stem(embed_dims[0], 'norm{}.1')
     for i, (c, depth) in enumerate(zip(embed_dims, depths)):
         shapes[f'freq_embed.{i}'] = (56 // 2**i, 56 // 2**i, c)
         for j in range(depth):
@@ -148,7 +148,7 @@ def official_vheat(embed_dims, depths, scaled=False, classes=5):
             both(f'layers.{i}.{depth}.1', embed_dims[i + 1])
     both('classifier.0', c)
     both('classifier.3', classes, c)
-    return {name: torch.randn(shape) for name, shape in shapes.items()}
+    return shapes.random()
 
 
 def downstream_vheat(*args, **kwargs):

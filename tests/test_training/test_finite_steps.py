@@ -58,30 +58,30 @@ class Model(ToyModel):
         return super().forward(inputs, labels, mode)
 
 
-class ConstantNan(Model):
+class WithAnotherLoss(Model):
+    calls = 0
+
+    def forward(self, *args, mode='tensor', **kwargs):
+        losses = super().forward(*args, mode=mode, **kwargs)
+        if mode == 'loss':
+            self.calls += 1
+            losses.update(self.more(second=self.calls == 2))
+        return losses
+
+
+class ConstantNan(WithAnotherLoss):
     """Its loss is nan in the second iteration, and its gradient finite."""
-    calls = 0
 
-    def forward(self, *args, mode='tensor', **kwargs):
-        losses = super().forward(*args, mode=mode, **kwargs)
-        if mode == 'loss':
-            self.calls += 1
-            losses['loss_more'] = [torch.tensor(NAN if self.calls == 2 else 0.)]
-        return losses
+    def more(self, second):
+        return dict(loss_more=[torch.tensor(NAN if second else 0.)])
 
 
-class NanGradient(Model):
+class NanGradient(WithAnotherLoss):
     """Its loss is finite and its gradient nan in the second iteration."""
-    calls = 0
 
-    def forward(self, *args, mode='tensor', **kwargs):
-        losses = super().forward(*args, mode=mode, **kwargs)
-        if mode == 'loss':
-            self.calls += 1
-            if self.calls == 2:
-                # d sqrt(x) / dx at 0, times 0.
-                losses['loss_more'] = (0 * self.body[0].weight[0, 0]).sqrt() * 1.
-        return losses
+    def more(self, second):
+        # d sqrt(x) / dx at 0, times 0.
+        return dict(loss_more=(0 * self.body[0].weight[0, 0]).sqrt() * 1.) if second else {}
 
 
 class NanGradients(NanGradient):

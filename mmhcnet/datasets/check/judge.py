@@ -1,6 +1,6 @@
 """The judgement of a config's data, put together: its quick part, and all of it."""
 import logging
-from typing import Dict, Iterable, Iterator, List, Optional, Union
+from typing import Dict, Generator, Iterable, Iterator, List, Optional, Union
 
 import numpy as np
 from mmengine.config import Config
@@ -77,14 +77,20 @@ class DataSetCheck:
 
     def quick(self) -> Iterator[Finding]:
         """What a training should know before its first iteration."""
-        yield from self._begin()
-        if self.annotations is None:
-            return
-        found = list(self.annotations.quick())
-        yield from found
-        yield from self._model()
+        found = yield from self._of_annotations('quick')
         if isinstance(self.annotations, LabelMaps) and not _fatal(found):
             yield from self._common_to_all()
+
+    def _of_annotations(self, look: str) -> Generator[Finding, None, Optional[List[Finding]]]:
+        """What a look at the annotations and the model finds; returns that of the annotations, or
+        None where these are not known."""
+        yield from self._begin()
+        if self.annotations is None:
+            return None
+        found = list(getattr(self.annotations, look)())
+        yield from found
+        yield from self._model()
+        return found
 
     def _common_to_all(self) -> Iterator[Finding]:
         """What is wrong with each of a few samples. Of single bad ones a training takes care."""
@@ -102,12 +108,9 @@ class DataSetCheck:
             most (int, optional): Samples to load; all by default.
             progress (Callable): Wraps a sequence that is walked through.
         """
-        yield from self._begin()
-        if self.annotations is None:
+        found = yield from self._of_annotations('thorough')
+        if found is None:
             return
-        found = list(self.annotations.thorough())
-        yield from found
-        yield from self._model()
         try:
             self.total = len(self.source.full)
         except Exception as error:
