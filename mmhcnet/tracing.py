@@ -1,8 +1,12 @@
 """Whether the code is being compiled or exported, asked in a way that both stacks have."""
 import torch
+from torch.autograd import forward_ad
 
 # torch.compiler has it from 2.3 on. torch._dynamo had it before too, but takes a second to import.
 is_compiling = getattr(torch.compiler, 'is_compiling', None) or torch._utils.is_compiling
+
+# Whether torch.compile follows a torch.autograd.Function into its backward pass.
+COMPILES_FUNCTIONS = tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 7)
 
 
 def is_exporting() -> bool:
@@ -11,3 +15,9 @@ def is_exporting() -> bool:
     # function itself to be always true.
     return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
             or getattr(torch.compiler, '_is_exporting_flag', False))
+
+
+def is_transforming() -> bool:
+    """Whether vmap, grad, jvp or the like is at work, of torch.func or of forward-mode autograd."""
+    return (torch._C._functorch.peek_interpreter_stack() is not None
+            or forward_ad._current_level >= 0)

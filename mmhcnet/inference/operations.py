@@ -55,10 +55,19 @@ def count_operations(model: nn.Module, shape: Sequence[int], training: bool) -> 
         for name, weight in model.state_dict(keep_vars=True).items():
             weights[name] = fake.from_tensor(weight.detach().to(dtype)).requires_grad_(training)
         image = torch.empty(*shape, dtype=dtype)
-        with counting, torch.set_grad_enabled(training):
-            with torch.autocast('cpu', torch.bfloat16, enabled=training):
-                maps = functional_call(model, weights, (image, ))
-            if training:
-                means = [x.float().mean() for x in maps]
-                sum(means[1:], means[0]).backward()
+
+        def step() -> None:
+            with torch.set_grad_enabled(training):
+                with torch.autocast('cpu', torch.bfloat16, enabled=training):
+                    maps = functional_call(model, weights, (image, ))
+                if training:
+                    means = [x.float().mean() for x in maps]
+                    sum(means[1:], means[0]).backward()
+            for weight in weights.values():
+                weight.grad = None
+
+        # What is made once and kept, as the tables of vHeat's DCT, is not of every step.
+        step()
+        with counting:
+            step()
     return counting.counts

@@ -7,11 +7,12 @@ transforms are products with cached cosine matrices, O(N^1.5) in the number of p
 """
 import functools
 import math
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
 
-from mmhcnet.tracing import is_compiling
+from mmhcnet.tracing import is_compiling, is_exporting
 
 # Sizes of feature maps seen in multi-scale training; 512 entries of size 200 take 80 MB.
 _CACHED = 512
@@ -34,22 +35,34 @@ def _eigenvalues(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return (n * (math.pi / size)).square().to(device, dtype)
 
 
+def _rates(size: Tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # -(λ_n + λ_m): (H, W, 1).
+    rows, columns = (_eigenvalues(n, device, dtype) for n in size)
+    return -(rows[:, None, None] + columns[:, None])
+
+
 @functools.lru_cache(maxsize=_CACHED)
-def _cached(function, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _cached(function, size, device: torch.device, dtype: torch.dtype, mode) -> Tensor:
     # A tensor made in inference mode could not be used for training later.
     with torch.inference_mode(False):
         return function(size, device, dtype)
 
 
-def _constant(function, size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _constant(function, size, device: torch.device, dtype: torch.dtype, mode=None) -> Tensor:
     if is_compiling():
         return function(size, device, dtype)
     if torch.jit.is_tracing():
         # Into the trace, every time: read from the cache it would be a constant of the second
         # trace and computed in the first, and the trace's own check compares the two. A traced
         # size is a tensor; the trace is for this size.
-        return function(int(size), device, dtype)
-    return _cached(function, size, device, dtype)
+        size = tuple(map(int, size)) if isinstance(size, tuple) else int(size)
+        return function(size, device, dtype)
+    return _cached(function, size, device, dtype, mode)
+
+
+def _mode(x: Tensor) -> Optional[object]:
+    # A tensor without data is of use only in the FakeTensorMode that it was made in.
+    return getattr(x, 'fake_mode', None)
 
 
 def dct_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -80,13 +93,25 @@ def eigenvalues(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return _constant(_eigenvalues, size, device, dtype)
 
 
+def _left(matrix: Tensor, x: Tensor) -> Tensor:
+    """matrix (N, N) times each of x (B, N, M)."""
+    if is_exporting():
+        return torch.matmul(matrix, x)
+    # What matmul comes to, less the operations that it takes to find out.
+    return torch.bmm(matrix.expand(x.shape[0], -1, -1), x)
+
+
 def _along_both(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     batch, height, width, channels = x.shape
     # Columns first: the channels of x may be a slice of a wider tensor, which a batched product
     # takes as it is.
-    x = torch.matmul(columns, x)
-    return torch.matmul(rows, x.reshape(batch, height, width * channels)).view(
+    x = _left(columns, x.reshape(batch * height, width, channels))
+    return _left(rows, x.view(batch, height, width * channels)).view(
         batch, height, width, channels)
+
+
+def _matrices(x: Tensor) -> Tuple[Tensor, Tensor]:
+    return tuple(_constant(_cosines, n, x.device, x.dtype, _mode(x)) for n in x.shape[1:3])
 
 
 def dct2(x: Tensor) -> Tensor:
@@ -98,8 +123,7 @@ def dct2(x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, H, W, C): amplitudes of the modes (n, m); dtype of ``x``, or of the autocast.
     """
-    return _along_both(x, dct_matrix(x.shape[1], x.device, x.dtype),
-                       dct_matrix(x.shape[2], x.device, x.dtype))
+    return _along_both(x, *_matrices(x))
 
 
 def idct2(x: Tensor) -> Tensor:
@@ -111,8 +135,8 @@ def idct2(x: Tensor) -> Tensor:
     Returns:
         Tensor: (B, H, W, C); dtype of ``x``, or of the autocast.
     """
-    return _along_both(x, dct_matrix(x.shape[1], x.device, x.dtype).T,
-                       dct_matrix(x.shape[2], x.device, x.dtype).T)
+    rows, columns = _matrices(x)
+    return _along_both(x, rows.t(), columns.t())
 
 
 def spectral_decay(k: Tensor, height: int, width: int) -> Tensor:
@@ -138,10 +162,8 @@ def spectral_decay(k: Tensor, height: int, width: int) -> Tensor:
     if not legal:
         raise ValueError(f'k must broadcast to (H, W, C) = ({height}, {width}, C), '
                          f'got {tuple(k.shape)}')
-    dtype = torch.promote_types(k.dtype, torch.float32)
-    rate = (eigenvalues(height, k.device, dtype)[:, None, None] +
-            eigenvalues(width, k.device, dtype)[:, None])
-    return torch.exp(-rate * k.to(dtype))
+    dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
+    return torch.exp(_constant(_rates, (height, width), k.device, dtype, _mode(k)) * k)
 
 
 def heat_spectral(u: Tensor, decay: Tensor) -> Tensor:

@@ -271,7 +271,7 @@ def test_equals_the_published_model(golden, name, post_norm, layer_scale):
         for i, stage in enumerate(model.stages):
             if i:
                 x = model.downsamples[i - 1](x)
-            x = model.forward_stage(stage, x, *model.stage_inputs(i, x))
+            x = stage(x, *model.stage_inputs(i, x))
             check(x, f'downstream_stage{i}')
         model.switch_to_deploy(64)
         check(logits(), 'logits')

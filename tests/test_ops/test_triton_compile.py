@@ -17,6 +17,9 @@ PIXELS = dict(C=96, BLOCK=128, TILE=2048)
 # Kernel: arguments that are fields, that are numbers in float32 in memory, those of either that may
 # be left out, that are constants.
 KERNELS = [
+    ('conduction_rate', '_sums', 'z', 'sums', '', dict(C=64, BLOCK=64, TILE=2048)),
+    ('conduction_rate', '_rate', 'rate', 'sums to_k k mean keep', 'keep',
+     dict(C=320, SAMPLES=16, CHANNELS=64)),
     ('heat_step', '_anisotropic_forward', 'z out', 'w k added', 'added', STRIP),
     ('heat_step', '_anisotropic_sums', 'dout z', 'sums', '', STRIP),
     ('heat_step', '_anisotropic_transposed', 'dout dz', 'w k added', 'added', STRIP),

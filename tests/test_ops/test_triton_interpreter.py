@@ -9,7 +9,8 @@ from mmhcnet.ops import backend
 
 
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
-@pytest.mark.parametrize('name', ['test_triton_kernels.py', 'test_pieces.py'])
+@pytest.mark.parametrize('name', ['test_triton_kernels.py', 'test_pieces.py', 'test_blocks.py',
+                                  'test_conduction_rate.py'])
 def test_kernels_with_the_interpreter(name):
     # In a process of its own: Triton reads the variable when a kernel is defined, once for all.
     tests = Path(__file__).with_name(name)

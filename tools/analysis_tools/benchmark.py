@@ -8,7 +8,8 @@ said and left out.
 Peak memory is that of torch's allocator on a GPU, and on a CPU the resident set of a fresh process
 per row, libraries included.
 
-Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref op by op; vheat_*_deploy folded for
+Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref in their plain form, layer
+by layer; vheat_*_deploy folded for
 the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
 """
 import argparse
@@ -22,13 +23,13 @@ from itertools import product
 from typing import Callable, List, NamedTuple
 
 import torch
-from op_by_op import OpByOp
 from torch import nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
 from mmhcnet.cli.memory import peak_memory
 from mmhcnet.inference.timing import Classifier, timed
+from mmhcnet.models.fusion import plain_form
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)
@@ -56,7 +57,7 @@ def build_backbone(name: str, size: int) -> nn.Module:
         cls = HcNet if family == 'hcnet' else VHeat
         backbone = cls(arch, out_indices=(3, ))
         if rest[1:] == ['ref']:
-            return OpByOp(backbone)
+            return plain_form(backbone)
         if family == 'vheat' and rest[1:] == ['deploy']:
             backbone.switch_to_deploy(size)
             return backbone

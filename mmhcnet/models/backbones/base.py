@@ -1,4 +1,4 @@
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
 
 import torch
 from mmengine.model import BaseModule
@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from mmhcnet.models.layers import Downsample, Stem
-from mmhcnet.tracing import is_exporting
+from mmhcnet.tracing import is_compiling, is_exporting, is_transforming
 
 from .state_dict_family import check_fit, describe
 
@@ -50,6 +50,40 @@ def parse_arch(arch: Arch, zoo: Dict[str, dict]) -> dict:
     if dims[0] % 2:
         raise ValueError(f'the first of embed_dims must be even (the stem halves it), got {dims}')
     return dict(arch)
+
+
+def check_recompute(recompute: bool) -> bool:
+    """The argument ``recompute`` of a backbone.
+
+    Raises:
+        ValueError: Neither True nor False.
+    """
+    if not isinstance(recompute, bool):
+        raise ValueError(f'recompute must be True (less memory) or False (less time), got '
+                         f'{recompute!r}')
+    return recompute
+
+
+class Stage(nn.ModuleList):
+    """Blocks one after another, each as ``block(x, *inputs)``.
+
+    Args:
+        blocks (Iterable[nn.Module]): Take and return a map (B, C, H, W).
+        with_cp (bool): Recompute each block in the backward pass to save memory.
+    """
+
+    def __init__(self, blocks: Iterable[nn.Module], with_cp: bool):
+        super().__init__(blocks)
+        self.with_cp = with_cp
+
+    def forward(self, x: Tensor, *inputs: Any) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        for block in self:
+            if self.with_cp and torch.is_grad_enabled():
+                x = checkpoint(block, x, *inputs, use_reentrant=False)
+            else:
+                x = block(x, *inputs)
+        return x
 
 
 class HierarchicalBackbone(BaseModule):
@@ -105,7 +139,6 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.with_cp = with_cp
         self.min_size = 4 * 2**(stages - 1)
 
         # The schedule spans all stages of the architecture, also those that are not built.
@@ -113,7 +146,7 @@ class HierarchicalBackbone(BaseModule):
         built = self.out_indices[-1] + 1
         self.stem = Stem(in_channels, embed_dims[0], stem_norm)
         self.stages = nn.ModuleList(
-            nn.ModuleList(block(dim, next(rates)) for _ in range(depth))
+            Stage((block(dim, next(rates)) for _ in range(depth)), with_cp)
             for dim, depth in zip(embed_dims[:built], depths[:built]))
         self.downsamples = nn.ModuleList(
             Downsample(c_in, c_out, norm)
@@ -151,14 +184,15 @@ class HierarchicalBackbone(BaseModule):
                              f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')
         outs = []
         # Channels last: products over channels and depthwise convolutions need no other layout,
-        # and none of the layers changes it. An exported graph has layouts of its own.
-        if not is_exporting():
+        # and none of the layers changes it. An exported graph has layouts of its own, and vmap and
+        # forward-mode derivatives of torch's norms want the usual one.
+        if not is_exporting() and (is_compiling() or not is_transforming()):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
-            x = self.forward_stage(stage, x, *self.stage_inputs(i, x))
+            x = stage(x, *self.stage_inputs(i, x))
             if i in self.out_indices:
                 # Contiguous, because mmcv's operators, RoIAlign for one, read the memory in that
                 # order whatever the strides say, and a neck keeps the layout that it is given.
@@ -168,15 +202,6 @@ class HierarchicalBackbone(BaseModule):
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
         """What all blocks of stage i take besides the map x (B, C, H, W): here nothing."""
         return ()
-
-    def forward_stage(self, stage: nn.ModuleList, x: Tensor, *inputs: Any) -> Tensor:
-        """The blocks of a stage, each as ``block(x, *inputs)``: (B, C, H, W) -> (B, C, H, W)."""
-        for block in stage:
-            if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, *inputs, use_reentrant=False)
-            else:
-                x = block(x, *inputs)
-        return x
 
     def _freeze(self) -> None:
         if self.frozen_stages < 0:

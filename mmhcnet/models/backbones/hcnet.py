@@ -1,11 +1,13 @@
-from typing import Optional, Sequence, Tuple, Union
+from typing import Optional, Sequence, Union
 
 from torch import Tensor, nn
 
-from mmhcnet.models.layers import GroupNorm1, HeatConduction, Refinement, recompute
+from mmhcnet.models.fusion import may_fuse
+from mmhcnet.models.layers import GroupNorm1, HeatConduction, Refinement
+from mmhcnet.ops import HcBlockWeights, hc_block
 from mmhcnet.registry import MODELS
 
-from .base import Arch, HierarchicalBackbone, parse_arch
+from .base import Arch, HierarchicalBackbone, check_recompute, parse_arch
 
 # Table 1 of the paper.
 ARCHS = {
@@ -18,22 +20,44 @@ ARCHS = {
 class HcBlock(nn.Module):
     """Conduction, then refinement: HcNet's block. (B, C, H, W) -> (B, C, H, W).
 
-    For the backward pass it keeps its input and the hidden layer before GELU, five maps of C
-    channels instead of the sixteen that autograd would keep.
+    Args:
+        conduction (HeatConduction): The heat step.
+        refinement (Refinement): What adds harmonics.
+        recompute (bool): In the fused form, compute again in the backward pass what is cheap.
     """
 
-    def __init__(self, conduction: HeatConduction, refinement: Refinement):
+    def __init__(self, conduction: HeatConduction, refinement: Refinement, recompute: bool):
         super().__init__()
         self.conduction = conduction
         self.refinement = refinement
+        self.recompute = recompute
+        self.fused = True
 
     def forward(self, z: Tensor) -> Tensor:
-        u, p = recompute(self._conduct_and_expand, z, self.conduction.dropped_rate(z))
-        return self.refinement.add_to(u, p)
+        if may_fuse(self):
+            return self._fused(z)
+        return self.refinement(self.conduction(z))
 
-    def _conduct_and_expand(self, z: Tensor, k: Tensor) -> Tuple[Tensor, Tensor]:
-        u = self.conduction.step(z, k)
-        return u, self.refinement.expand(u)
+    def _fused(self, z: Tensor) -> Tensor:
+        conduction, refinement = self.conduction, self.refinement
+        to_k, dwconv = conduction.to_k, refinement.dwconv
+        weights = HcBlockWeights(
+            w=conduction.w,
+            to_k=None if to_k is None else to_k.weight,
+            norm_weight=refinement.norm.weight,
+            norm_bias=refinement.norm.bias,
+            fc1_weight=refinement.fc1.weight.flatten(1),
+            fc1_bias=refinement.fc1.bias,
+            filter=None if dwconv is None else dwconv.weight,
+            fc2_weight=refinement.fc2.weight.flatten(1),
+            fc2_bias=refinement.fc2.bias)
+        return hc_block(
+            z, weights,
+            k=conduction.rate(z) if to_k is None else None,
+            keep1=conduction.drop_path.factors(z),
+            keep2=refinement.drop_path.factors(z),
+            eps=refinement.norm.eps,
+            recompute=self.recompute)
 
 
 @MODELS.register_module()
@@ -61,6 +85,8 @@ class HcNet(HierarchicalBackbone):
         norm_eval (bool): Keep norm layers in eval mode during training. GroupNorm keeps no
             running statistics, so outputs do not depend on it.
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
+        recompute (bool): Compute again in the backward pass what is cheap (norm, stencil, GELU and
+            filter), a third of the memory; False keeps it, which takes less time.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -80,12 +106,14 @@ class HcNet(HierarchicalBackbone):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 recompute: bool = True,
                  init_cfg: Optional[dict] = None):
 
         def block(channels: int, drop_path: float) -> HcBlock:
             return HcBlock(
                 HeatConduction(channels, stencil, k, drop_path),
-                Refinement(channels, mlp_ratio, with_filter, drop_path))
+                Refinement(channels, mlp_ratio, with_filter, drop_path),
+                check_recompute(recompute))
 
         super().__init__(
             **parse_arch(arch, ARCHS),

@@ -1,14 +1,15 @@
 import functools
-from typing import Callable, List, Optional, Sequence, Tuple, Union
+from typing import List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
 
-from mmhcnet.models.layers import (DropPath, FreqEmbed, LayerNorm2d, Mlp, SpectralConduction,
-                                   recompute)
+from mmhcnet.models.fusion import may_fuse
+from mmhcnet.models.layers import DropPath, FreqEmbed, LayerNorm2d, Mlp, SpectralConduction
+from mmhcnet.ops import ConductionWeights, MlpWeights, Residual, vheat_conduction, vheat_mlp
 from mmhcnet.registry import MODELS
 
-from .base import Arch, HierarchicalBackbone, parse_arch
+from .base import Arch, HierarchicalBackbone, check_recompute, parse_arch
 
 # post_norm: norms behind operator and MLP instead of before them. layer_scale: initial value of
 # a learned factor per channel on both, or None.
@@ -35,11 +36,14 @@ class VHeatBlock(nn.Module):
         post_norm (bool): Norms behind conduction and MLP instead of before them.
         layer_scale (float, optional): Initial value of γ1 and γ2, parameters (C,); None: without.
         drop_path (float): Probability of skipping conduction, or MLP, for a sample.
+        recompute (bool): In the fused form, compute again in the backward pass what is cheap.
     """
 
-    def __init__(self, channels: int, conduction: nn.Module, mlp: nn.Module, post_norm: bool,
-                 layer_scale: Optional[float], drop_path: float):
+    def __init__(self, channels: int, conduction: SpectralConduction, mlp: Mlp, post_norm: bool,
+                 layer_scale: Optional[float], drop_path: float, recompute: bool):
         super().__init__()
+        self.recompute = recompute
+        self.fused = True
         self.post_norm = post_norm
         self.norm1 = nn.LayerNorm(channels)
         self.conduction = conduction
@@ -54,25 +58,43 @@ class VHeatBlock(nn.Module):
     def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
         """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        x = self._add(x, self.norm1, self.conduction.mix,
-                      lambda y: self.conduction.conduct(y, freq_embed), self.gamma1)
-        x = self._add(x, self.norm2, self.mlp.expand, self.mlp.project, self.gamma2)
+        if may_fuse(self):
+            x = self._fused(x.contiguous(), freq_embed)
+        elif self.post_norm:
+            x = self._add(x, self.norm1(self.conduction(x, freq_embed)), self.gamma1)
+            x = self._add(x, self.norm2(self.mlp(x)), self.gamma2)
+        else:
+            x = self._add(x, self.conduction(self.norm1(x), freq_embed), self.gamma1)
+            x = self._add(x, self.mlp(self.norm2(x)), self.gamma2)
         return x.permute(0, 3, 1, 2)  # (B, C, H, W)
 
-    def _add(self, x: Tensor, norm: nn.Module, first: Callable, second: Callable,
-             gamma: Optional[Tensor]) -> Tensor:
-        """Adds the branch second(first(x)), of which x and first's result are kept."""
-        if self.post_norm:
-            y = recompute(second, recompute(first, x))
-            y = recompute(lambda y: self._scaled(norm(y), gamma), y)
-        else:
-            y = recompute(second, recompute(lambda x: first(norm(x)), x))
-            y = self._scaled(y, gamma)
-        return x + self.drop_path(y)
+    def _add(self, x: Tensor, branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
+        return x + self.drop_path(branch if gamma is None else branch * gamma)
 
-    @staticmethod
-    def _scaled(branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
-        return branch if gamma is None else branch * gamma
+    def _fused(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+        conduction, mlp, dwconv = self.conduction, self.mlp, self.conduction.dwconv
+        x = vheat_conduction(
+            x, conduction.decay_table(x.shape[1], x.shape[2], freq_embed),
+            ConductionWeights(
+                dw_weight=None if dwconv is None else dwconv.weight,
+                dw_bias=None if dwconv is None else dwconv.bias,
+                in_weight=conduction.fc_in.weight,
+                in_bias=conduction.fc_in.bias,
+                norm_weight=conduction.norm.weight,
+                norm_bias=conduction.norm.bias,
+                out_weight=conduction.fc_out.weight,
+                out_bias=conduction.fc_out.bias),
+            Residual(self.norm1.weight, self.norm1.bias, self.gamma1), self.post_norm,
+            keep=self.drop_path.factors(x),
+            eps=self.norm1.eps,
+            inner_eps=conduction.norm.eps,
+            recompute=self.recompute)
+        return vheat_mlp(
+            x, MlpWeights(mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias),
+            Residual(self.norm2.weight, self.norm2.bias, self.gamma2), self.post_norm,
+            keep=self.drop_path.factors(x),
+            eps=self.norm2.eps,
+            recompute=self.recompute)
 
 
 @MODELS.register_module()
@@ -105,6 +127,9 @@ class VHeat(HierarchicalBackbone):
         norm_eval (bool): Keep norm layers in eval mode during training. LayerNorm keeps no
             running statistics, so outputs do not depend on it.
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
+        recompute (bool): Compute again in the backward pass what is cheap (norms, convolution, DCT,
+            GELU), less than half of the memory; False keeps the inputs of all products, which
+            takes less time.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -126,6 +151,7 @@ class VHeat(HierarchicalBackbone):
                  frozen_stages: int = -1,
                  norm_eval: bool = False,
                  with_cp: bool = False,
+                 recompute: bool = True,
                  init_cfg: Optional[dict] = None):
         arch = parse_arch(arch, ARCHS)
         post_norm, layer_scale = arch['post_norm'], arch['layer_scale']
@@ -138,7 +164,8 @@ class VHeat(HierarchicalBackbone):
 
         def block(channels: int, drop_path: float) -> VHeatBlock:
             return VHeatBlock(channels, SpectralConduction(channels, with_dwconv, with_gate, k),
-                              Mlp(channels, mlp_ratio), post_norm, layer_scale, drop_path)
+                              Mlp(channels, mlp_ratio), post_norm, layer_scale, drop_path,
+                              check_recompute(recompute))
 
         super().__init__(
             embed_dims=arch['embed_dims'],

@@ -5,12 +5,11 @@ from .freq_embed import FreqEmbed
 from .heat_conduction import HeatConduction
 from .mlp import Mlp
 from .norm import GroupNorm1, LayerNorm2d
-from .recompute import recompute
 from .refinement import Refinement
 from .spectral_conduction import SpectralConduction
 from .stem import Stem
 
 __all__ = [
     'Downsample', 'DropPath', 'FreqEmbed', 'GroupNorm1', 'HeatConduction', 'LayerNorm2d', 'Mlp',
-    'Refinement', 'SpectralConduction', 'Stem', 'recompute'
+    'Refinement', 'SpectralConduction', 'Stem'
 ]

@@ -1,4 +1,5 @@
-import torch
+from typing import Optional
+
 from torch import Tensor, nn
 
 
@@ -21,13 +22,17 @@ class DropPath(nn.Module):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_prob}')
         self.drop_prob = drop_prob
 
+    def factors(self, x: Tensor) -> Optional[Tensor]:
+        """What the samples of x (B, ...) are multiplied by, (B,), or None for 1."""
+        if not self.training or self.drop_prob == 0:
+            return None
+        keep = 1 - self.drop_prob
+        return x.new_empty(x.shape[0]).bernoulli_(keep) / keep
+
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ...), any shape; returns the same shape and dtype."""
-        if not self.training or self.drop_prob == 0:
-            return x
-        keep = 1 - self.drop_prob
-        mask = x.new_empty((x.shape[0], ) + (1, ) * (x.dim() - 1)).bernoulli_(keep)
-        return x * (mask / keep)
+        factors = self.factors(x)
+        return x if factors is None else x * factors.view(-1, *(1, ) * (x.dim() - 1))
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'

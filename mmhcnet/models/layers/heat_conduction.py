@@ -1,4 +1,3 @@
-import math
 from typing import Union
 
 import torch
@@ -7,6 +6,7 @@ from torch import Tensor, nn
 from mmhcnet.ops import heat_step
 
 from .drop_path import DropPath
+from .rate import parse_k
 
 STENCILS = ('anisotropic', 'isotropic')
 K_MODES = ('input_dependent', 'learnable')
@@ -47,18 +47,14 @@ class HeatConduction(nn.Module):
         self.stencil = stencil
         self.w = nn.Parameter(torch.full((channels, 4), 0.25)) if stencil == 'anisotropic' else None
 
+        k = parse_k(k, K_MODES)
         self.to_k = None
         if k == 'input_dependent':
             self.to_k = nn.Linear(channels, channels, bias=False)
             nn.init.trunc_normal_(self.to_k.weight, std=0.02)
             self.k = None
-        elif k == 'learnable':
-            self.k = nn.Parameter(torch.zeros(1))
-        elif (isinstance(k, (int, float)) and not isinstance(k, bool) and math.isfinite(k)
-              and k >= 0):
-            self.k = float(k)
         else:
-            raise ValueError(f'k must be one of {K_MODES} or a number >= 0, got {k!r}')
+            self.k = nn.Parameter(torch.zeros(1)) if k == 'learnable' else k
         self.drop_path = DropPath(drop_path)
 
     def rate(self, z: Tensor) -> Tensor:
@@ -69,17 +65,10 @@ class HeatConduction(nn.Module):
             return z.new_full((z.shape[0], 1, 1, 1), self.k)
         return torch.sigmoid(self.k).view(1, 1, 1, 1).expand(z.shape[0], -1, -1, -1)
 
-    def dropped_rate(self, z: Tensor) -> Tensor:
-        """The rate k after DropPath: dropping k h drops samples, so k, which is small, is enough."""
-        return self.drop_path(self.rate(z))
-
-    def step(self, z: Tensor, k: Tensor) -> Tensor:
-        """z + k h: (B, C, H, W) and (B, C, 1, 1) -> (B, C, H, W)."""
-        return heat_step(z, self.w, k)
-
     def forward(self, z: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
-        return self.step(z, self.dropped_rate(z))
+        # Dropping k h drops samples, so dropping k, which is small, is enough.
+        return heat_step(z, self.w, self.drop_path(self.rate(z)))
 
     def extra_repr(self) -> str:
         return f'stencil={self.stencil}'

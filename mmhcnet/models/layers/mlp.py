@@ -21,14 +21,6 @@ class Mlp(nn.Module):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)
 
-    def expand(self, x: Tensor) -> Tensor:
-        """Linear: (..., C) -> (..., hidden)."""
-        return self.fc1(x)
-
-    def project(self, p: Tensor) -> Tensor:
-        """Linear(GELU(p)): (..., hidden) -> (..., C)."""
-        return self.fc2(self.act(p))
-
     def forward(self, x: Tensor) -> Tensor:
         """(..., C) -> (..., C)."""
-        return self.project(self.expand(x))
+        return self.fc2(self.act(self.fc1(x)))

@@ -1,18 +1,7 @@
-import torch.nn.functional as F
 from torch import Tensor, nn
-
-from mmhcnet.ops import gelu_dwconv
 
 from .drop_path import DropPath
 from .norm import GroupNorm1
-from .recompute import recompute
-
-
-def _conv1x1(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    # As a product with the channels-last view, whose bias costs no pass of its own.
-    x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-    x = F.linear(x, conv.weight.flatten(1), conv.bias)
-    return x.permute(0, 3, 1, 2)  # (B, C', H, W)
 
 
 class Refinement(nn.Module):
@@ -54,20 +43,9 @@ class Refinement(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def expand(self, z: Tensor) -> Tensor:
-        """Conv1x1(GroupNorm_1(z)): (B, C, H, W) -> (B, 4C, H, W)."""
-        return _conv1x1(self.fc1, self.norm(z))
-
-    def project(self, p: Tensor) -> Tensor:
-        """Conv1x1(DWConv3x3(GELU(p))): (B, 4C, H, W) -> (B, C, H, W)."""
-        if self.dwconv is None:
-            return _conv1x1(self.fc2, self.act(p))
-        return _conv1x1(self.fc2, gelu_dwconv(p, self.dwconv.weight))
-
-    def add_to(self, z: Tensor, p: Tensor) -> Tensor:
-        """z + DropPath(project(p)) for p = expand(z); keeps p for the backward pass."""
-        return z + self.drop_path(recompute(self.project, p))
-
     def forward(self, z: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W); keeps z and p = expand(z) for the backward pass."""
-        return self.add_to(z, recompute(self.expand, z))
+        """(B, C, H, W) -> (B, C, H, W)."""
+        h = self.act(self.fc1(self.norm(z)))
+        if self.dwconv is not None:
+            h = self.dwconv(h)
+        return z + self.drop_path(self.fc2(h))

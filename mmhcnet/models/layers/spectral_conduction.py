@@ -1,4 +1,3 @@
-import math
 from typing import Optional, Union
 
 import torch
@@ -6,6 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmhcnet.ops import heat_spectral, spectral_decay
+from mmhcnet.ops.precision import no_autocast
+
+from .rate import parse_k
 
 K_MODES = ('frequency', 'learnable')
 
@@ -46,17 +48,13 @@ class SpectralConduction(nn.Module):
         self.norm = nn.LayerNorm(channels)
         self.fc_out = nn.Linear(channels, channels)
 
+        k = parse_k(k, K_MODES)
         self.to_k = None
         if k == 'frequency':
             self.to_k = nn.Linear(channels, channels)
             self.k = None
-        elif k == 'learnable':
-            self.k = nn.Parameter(torch.zeros(1))
-        elif (isinstance(k, (int, float)) and not isinstance(k, bool) and math.isfinite(k)
-              and k >= 0):
-            self.k = float(k)
         else:
-            raise ValueError(f'k must be one of {K_MODES} or a number >= 0, got {k!r}')
+            self.k = nn.Parameter(torch.zeros(1)) if k == 'learnable' else k
         self.register_buffer('decay', None)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -64,46 +62,41 @@ class SpectralConduction(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def decay_table(self, height: int, width: int, freq_embed: Optional[Tensor]) -> Tensor:
-        """exp(-(λ_n + λ_m) k): (H, W, C), with C = 1 where k is one number.
+        """exp(-(λ_n + λ_m) k): (H, W, C), with C = 1 where k is one number; ``decay``, if folded.
 
         Args:
             height (int): H.
             width (int): W.
             freq_embed (Tensor, optional): (H, W, C); needed for ``k='frequency'`` only.
         """
-        if self.to_k is not None:
-            k = F.relu(self.to_k(freq_embed))
-        elif isinstance(self.k, float):
-            k = self.fc_out.weight.new_full((1, ), self.k)
-        else:
-            k = F.softplus(self.k)
-        return spectral_decay(k, height, width)
+        if self.decay is not None:
+            return self.decay
+        # λ_n + λ_m goes up to 2π²: an error of k in half precision shows in the decay.
+        with no_autocast(self.fc_out.weight.device.type):
+            if self.to_k is not None:
+                k = F.relu(self.to_k(freq_embed))
+            elif isinstance(self.k, float):
+                k = self.fc_out.weight.new_full((1, ), self.k)
+            else:
+                k = F.softplus(self.k)
+            return spectral_decay(k, height, width)
 
-    def mix(self, x: Tensor) -> Tensor:
-        """Linear(DWConv3x3(x)): (B, H, W, C) -> (B, H, W, 2C), phi and gate, or phi only."""
+    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+        """(B, H, W, C) and (H, W, C) -> (B, H, W, C).
+
+        ``freq_embed`` is needed for ``k='frequency'`` only.
+        """
         if self.dwconv is not None:
             x = x.permute(0, 3, 1, 2)  # (B, C, H, W)
             x = self.dwconv(x)
             x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        return self.fc_in(x)
-
-    def conduct(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
-        """The rest: heat conduction of phi, norm, gate, linear; x as :meth:`mix` returns it.
-
-        ``freq_embed`` (H, W, C) is needed for ``k='frequency'`` only. Returns (B, H, W, C).
-        """
+        x = self.fc_in(x)
         phi, gate = x.chunk(2, dim=-1) if self.with_gate else (x, None)
-        decay = self.decay
-        if decay is None:
-            decay = self.decay_table(x.shape[1], x.shape[2], freq_embed)
+        decay = self.decay_table(x.shape[1], x.shape[2], freq_embed)
         u = self.norm(heat_spectral(phi, decay))
         if gate is not None:
             u = u * F.silu(gate)
         return self.fc_out(u)
-
-    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
-        """(B, H, W, C) and (H, W, C) -> (B, H, W, C)."""
-        return self.conduct(self.mix(x), freq_embed)
 
     @torch.no_grad()
     def switch_to_deploy(self, height: int, width: int, freq_embed: Optional[Tensor]) -> None:

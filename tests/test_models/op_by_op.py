@@ -1,7 +1,7 @@
 """HcNet and vHeat op by op: the equations as plain torch on (B, C, H, W), one operation a line.
 
-The yardstick of benchmark.py, and of the tests: the same parameters, no fused kernel, no choice
-of layout, and nothing is recomputed in the backward pass.
+The oracle of the backbones' tests: the same parameters, no fused kernel, no choice of layout, and
+nothing is recomputed in the backward pass.
 """
 import torch
 import torch.nn.functional as F
