@@ -41,6 +41,10 @@ def parse_args() -> Namespace:
     parser.add_argument('--tensorboard', action='store_true',
                         help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
     args = parser.parse_args()
+    for name in ('resume', 'pretrained'):
+        if getattr(args, name) == '':
+            parser.error(f'--{name} has an empty path, as from a variable of the shell that is not '
+                         'set')
     if args.trial is not None and args.resume:
         parser.error('--trial starts anew: leave --resume out')
     return args

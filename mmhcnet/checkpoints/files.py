@@ -2,12 +2,14 @@
 
 Beside each lies a record, ``<checkpoint>.json``, of its size and sha256.
 """
+import fcntl
 import hashlib
 import json
 import os
+import re
 import zipfile
 from pathlib import Path
-from typing import List, Optional, Union
+from typing import List, Optional, TextIO, Union
 
 from mmengine.fileio import LocalBackend, register_backend
 
@@ -52,13 +54,71 @@ def sha256_of(path: Path) -> str:
 
 
 def record_of(path: Union[str, Path]) -> Path:
-    """The file with a checkpoint's size and digest."""
+    """The file with a checkpoint's size, digest and run."""
     return Path(f'{path}.json')
+
+
+def read_record(path: Union[str, Path]) -> dict:
+    """What is recorded of a checkpoint; empty if there is no record."""
+    try:
+        # A pipe of that name would be waited for.
+        record = json.loads(record_of(path).read_text()) if record_of(path).is_file() else {}
+    except (OSError, ValueError):
+        record = {}
+    return record if isinstance(record, dict) else {}
+
+
+def change_record(path: Union[str, Path], **changes: str) -> None:
+    """Write something more into the record of a checkpoint."""
+    write_file(record_of(path), json.dumps({**read_record(path), **changes}).encode())
+
+
+class FolderInUse(Exception):
+    """Another process writes to the folder."""
+
+
+def lock_folder(folder: Union[str, Path]) -> Optional[TextIO]:
+    """Take a folder for this process, until the returned file is closed or the process ends.
+
+    Returns:
+        TextIO: The locked file, or None on a storage that has no locks.
+
+    Raises:
+        FolderInUse: Another process has it; the message says which one.
+    """
+    path = Path(folder, '.lock')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, 'a+')
+    except OSError:
+        # Writing checkpoints there fails, too, and says so.
+        return None
+    try:
+        # Of the process: workers that it forks do not hold it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise FolderInUse(file.read().strip() or 'another process') from None
+    except OSError:
+        file.close()
+        return None
+    file.truncate(0)
+    file.write(f'process {os.getpid()} on {os.uname().nodename}')
+    file.flush()
+    return file
 
 
 @register_backend('mmhcnet.checkpoint')
 class CheckpointBackend(LocalBackend):
-    """mmengine's file backend for checkpoints on a local disk: atomic, with a record beside."""
+    """mmengine's file backend for checkpoints on a local disk: atomic, with a record beside.
+
+    Args:
+        run (str, optional): Names the run that writes, in the records.
+    """
+
+    def __init__(self, run: Optional[str] = None):
+        super().__init__()
+        self.run = run
 
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
         obj = bytes(obj)
@@ -66,7 +126,7 @@ class CheckpointBackend(LocalBackend):
         # record of other contents stand beside it.
         record_of(filepath).unlink(missing_ok=True)
         write_file(filepath, obj)
-        record = dict(size=len(obj), sha256=hashlib.sha256(obj).hexdigest())
+        record = dict(size=len(obj), sha256=hashlib.sha256(obj).hexdigest(), run=self.run)
         write_file(record_of(filepath), json.dumps(record).encode())
 
     def remove(self, filepath: Union[str, Path]) -> None:
@@ -85,15 +145,13 @@ def fault_of(path: Union[str, Path]) -> Optional[str]:
         size = path.stat().st_size
         if not path.is_file():
             return 'it is not a file'
-        try:
-            record = json.loads(record_of(path).read_text())
-            expected = record['size'], record['sha256']
-        except (OSError, ValueError, KeyError, TypeError):
-            expected = None
-        if expected:
-            if size != expected[0]:
-                return f'it has {size} bytes, recorded are {expected[0]}'
-            return None if sha256_of(path) == expected[1] else 'its sha256 is not the recorded one'
+        record = read_record(path)
+        if 'size' in record and 'sha256' in record:
+            if size != record['size']:
+                return f"it has {size} bytes, recorded are {record['size']}"
+            if sha256_of(path) != record['sha256']:
+                return 'its sha256 is not the recorded one'
+            return record.get('doubt')
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         return f"its part '{damaged}' is damaged" if damaged else None
@@ -103,9 +161,17 @@ def fault_of(path: Union[str, Path]) -> Optional[str]:
         return f'it cannot be read ({error.strerror or error})'
 
 
-def remove_leftovers(folder: Union[str, Path]) -> List[str]:
-    """Remove the temporary files of killed writers; returns their names."""
-    found = [*Path(folder).glob('.*.pth.tmp'), *Path(folder).glob('.*.pth.json.tmp')]
+def remove_leftovers(folder: Union[str, Path], template: str) -> List[str]:
+    """Remove the temporary files of killed writers of checkpoints; returns their names.
+
+    Args:
+        folder (str): Where the checkpoints lie.
+        template (str): Their names, with ``{}`` for the number.
+    """
+    names = '|'.join(r'\d+'.join(map(re.escape, name.split('{}')))
+                     for name in (template, 'iter_{}.pth'))
+    pattern = re.compile(rf'\.(best_.+_)?({names})(\.json)?\.tmp')
+    found = [path for path in Path(folder).glob('.*.tmp') if pattern.fullmatch(path.name)]
     for path in found:
         path.unlink(missing_ok=True)
     return [path.name for path in found]

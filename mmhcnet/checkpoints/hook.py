@@ -1,23 +1,31 @@
 """mmengine's checkpoint hook, with files that are never lost."""
-from collections import deque
+import os
+import uuid
+from functools import partial
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, TextIO, Tuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
-from mmengine.fileio import get_file_backend
 from mmengine.hooks import CheckpointHook as _CheckpointHook
 from mmengine.runner import Runner
+from torch import Tensor
 
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
-from .files import fault_of, remove_leftovers, write_file
+from .files import (FolderInUse, change_record, fault_of, lock_folder, read_record,
+                    remove_leftovers, write_file)
 from .fitting import fit, weights_of
+from .keeping import kept
 from .locate import NAMES, newest_whole, place_of
 from .plain import plain, with_logs
 
 # What mmengine takes from a checkpoint when it resumes.
 _RESUMED = dict(meta=('epoch', 'iter'), message_hub=('log_scalars', 'runtime_info', 'resumed_keys'))
+
+
+class _NotFinite(Exception):
+    """Names a weight."""
 
 
 @HOOKS.register_module()
@@ -28,6 +36,11 @@ class CheckpointHook(_CheckpointHook):
 
     - A file is written beside its place, flushed, read back and renamed; size and sha256 are
       recorded beside it. An old checkpoint is removed after the new one stands, the best one too.
+    - Only files that this run wrote, to its own folder, are removed, and no two runs write to one
+      folder at the same time.
+    - Weights that are not finite are not written. While :class:`mmhcnet.FiniteHook` counts steps,
+      an old checkpoint stays until as many have succeeded after a newer one as may be skipped in a
+      row: weights that a step has ruined replace no good ones.
     - Resuming without a path takes the newest checkpoint that is whole and logs which it passed
       over. A given path is checked too.
     - It holds plain data, numbers, text, containers and tensors, so that any program reads it with
@@ -53,6 +66,12 @@ class CheckpointHook(_CheckpointHook):
         self._write_errors: Dict[str, str] = {}
         # Objects that are not plain data, as already warned of.
         self._objects: List[str] = []
+        # Paths of what this process wrote; numbers of the checkpoints that the run has on the disk,
+        # oldest first; of each how many training steps had succeeded before it.
+        self._wrote: Set[str] = set()
+        self._steps: List[int] = []
+        self._succeeded: Dict[int, int] = {}
+        self._lock: Optional[TextIO] = None
 
     def before_run(self, runner: Runner) -> None:
         # The runner loads right after this stage.
@@ -117,6 +136,9 @@ class CheckpointHook(_CheckpointHook):
                 'config'))
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        for name, value in weights_of(checkpoint).items():
+            if isinstance(value, Tensor) and not value.isfinite().all():
+                raise _NotFinite(name)
         for key in checkpoint:
             checkpoint[key], objects = plain(checkpoint[key], key)
             for found in set(objects).difference(self._objects):
@@ -131,28 +153,105 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process() and resumed and '://' not in resumed:
             # A killed run may not have come to it, and the file that it names is removed next.
             write_file(Path(runner.work_dir, 'last_checkpoint'), resumed.encode())
+        hub = runner.message_hub
+        # A copied run has it in common with the original, a run that starts anew with none.
+        self._run = str(hub.get_info('run', uuid.uuid4().hex))
+        hub.update_info('run', self._run)
+        self._local = isinstance(self.backend_args, dict) and (
+            self.backend_args.get('backend') == 'mmhcnet.checkpoint')
+        if self._local:
+            self.backend_args = dict(self.backend_args, run=self._run)
+        # A checkpoint names files of the folder that it was written to, and mmengine removes them:
+        # of its list only what this run wrote to its own folder is taken over.
+        listed = {key: hub.pop_info(key) for key in list(hub.runtime_info)
+                  if key in ('keep_ckpt_ids', 'interim_ckpt', 'last_ckpt')
+                  or key.startswith('best_ckpt')}
         super().before_train(runner)
-        if is_main_process() and isinstance(self.backend_args, dict) and (
-                self.backend_args.get('backend') == 'mmhcnet.checkpoint'):
-            for name in remove_leftovers(self.out_dir):
+        self._take_folder()
+        steps = listed.pop('keep_ckpt_ids', None)
+        self._steps = [step for step in (steps if isinstance(steps, list) else [])
+                       if type(step) is int and self._is_own(self._path(step))]
+        for key, path in listed.items():
+            own = self.file_backend.join_path(self.out_dir, os.path.basename(str(path)))
+            if path and self._is_own(own):
+                hub.update_info(key, own)
+                metric = key[len('best_ckpt_'):] or None
+                if self.save_best and key.startswith('best_ckpt') and metric in self._best():
+                    self._set_best({metric: own})
+        if is_main_process() and self._local:
+            for name in remove_leftovers(self.out_dir, self.filename_tmpl):
                 runner.logger.info(f'Removed {name}, left by a killed process.')
+
+    def _take_folder(self) -> None:
+        taken = [None]
+        if is_main_process() and self._local:
+            try:
+                self._lock = lock_folder(self.out_dir)
+            except FolderInUse as other:
+                taken = [str(other)]
+        broadcast_object_list(taken)
+        if taken[0]:
+            raise UserError(f"another run ({taken[0]}) writes its checkpoints to '{self.out_dir}': "
+                            'wait for its end, or give another --work-dir')
+
+    def _path(self, step: int) -> str:
+        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+
+    def _is_own(self, path: str) -> bool:
+        """Whether this run wrote the file, as far as anybody can tell."""
+        return path in self._wrote or self._local and read_record(path).get('run') == self._run
+
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
+                         outputs: Optional[dict] = None) -> None:
+        super().after_train_iter(runner, batch_idx, data_batch, outputs)
+        # More than were asked for are there until the newest is proved.
+        if 0 < self.max_keep_ckpts < len(self._steps) and self._proved(runner, self._steps[-1]):
+            self._remove_old(partial(self._proved, runner))
 
     def after_train(self, runner: Runner) -> None:
         if self._write_errors:
             raise UserError(f'training has ended, but {"; ".join(self._write_errors.values())}')
         super().after_train(runner)
+        if not any(hook.recently_skipped(runner) for hook in runner.hooks
+                   if hasattr(hook, 'recently_skipped')):
+            self._remove_old(lambda step: True)
+        if self._lock is not None:
+            self._lock.close()
+
+    def _proved(self, runner: Runner, step: int) -> bool:
+        """Whether as many training steps have succeeded after a checkpoint as may be skipped in a
+        row; true where no hook counts them."""
+        for hook in runner.hooks:
+            if hasattr(hook, 'recently_skipped'):
+                hook.settle(runner)
+                return hook.succeeded - self._succeeded.get(step, 0) >= hook.max_in_a_row
+        return True
+
+    def doubt_unproved(self, runner: Runner) -> Optional[str]:
+        """Mark the checkpoints that may hold ruined weights, so that no run resumes from them.
+
+        Returns:
+            str: The checkpoint that a resumed run goes on from, or None if there is none.
+        """
+        doubtful = [step for step in self._steps if not self._proved(runner, step)]
+        if doubtful == self._steps:
+            # The oldest is from before.
+            doubtful = doubtful[1:]
+        if is_main_process() and self._local:
+            for step in doubtful:
+                change_record(self._path(step), doubt='training steps soon after it were skipped, '
+                              'so its weights may be ruined')
+            newest, _ = newest_whole(self.out_dir, (self.filename_tmpl, *NAMES))
+            return newest and str(newest)
+        return None
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         hub = runner.message_hub
-        kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
-        # The one to be removed stays listed in the checkpoint: after a kill in between, the
-        # resumed run removes it.
-        steps = kept if step in kept else [*kept, step]
-        path = get_file_backend(self.out_dir, backend_args=self.backend_args).join_path(
-            self.out_dir, self.filename_tmpl.format(step))
-        previous = self.last_ckpt
-        if self.max_keep_ckpts > 0:
-            hub.update_info('keep_ckpt_ids', steps)
+        # What is removed next stays listed in the checkpoint: after a kill in between, the resumed
+        # run removes it.
+        steps = self._steps if step in self._steps else [*self._steps, step]
+        path, previous = self._path(step), self.last_ckpt
+        hub.update_info('keep_ckpt_ids', steps)
         hub.update_info('last_ckpt', path)
 
         def write():
@@ -170,19 +269,25 @@ class CheckpointHook(_CheckpointHook):
                 write_file(Path(runner.work_dir, 'last_checkpoint'), path.encode())
 
         if not self._written(runner, 'the checkpoint', write):
-            if self.max_keep_ckpts > 0:
-                hub.update_info('keep_ckpt_ids', kept)
+            hub.update_info('keep_ckpt_ids', self._steps)
             hub.update_info('last_ckpt', previous)
             return
         self.last_ckpt = path
+        self._wrote.add(path)
+        self._steps = steps
+        self._succeeded.setdefault(step, next(
+            (hook.succeeded for hook in runner.hooks if hasattr(hook, 'recently_skipped')), 0))
         interim = hub.pop_info('interim_ckpt', None)
         if interim:
             self._remove(interim)
-        if self.max_keep_ckpts > 0:
-            self.keep_ckpt_ids = deque(steps, self.max_keep_ckpts)
-            for old in steps[:-self.max_keep_ckpts]:
-                self._remove(self.file_backend.join_path(
-                    self.out_dir, self.filename_tmpl.format(old)))
+        self._remove_old(partial(self._proved, runner))
+
+    def _remove_old(self, proved: Callable[[int], bool]) -> None:
+        stay = kept(self._steps, self.max_keep_ckpts, proved)
+        for step in self._steps:
+            if step not in stay:
+                self._remove(self._path(step))
+        self._steps = stay
 
     def save_now(self, runner: Runner) -> Optional[str]:
         """Write a checkpoint after an iteration, whenever it is; returns the path if that worked.
@@ -200,6 +305,8 @@ class CheckpointHook(_CheckpointHook):
             self.out_dir, NAMES[1].format(step), self.file_client_args,
             save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
             meta=meta, by_epoch=False, backend_args=self.backend_args))
+        if written:
+            self._wrote.add(path)
         return path if written else None
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
@@ -221,6 +328,7 @@ class CheckpointHook(_CheckpointHook):
             for key, value in before.items():
                 hub.update_info(key, value)
         new = self._best() if written else {}
+        self._wrote.update(filter(None, new.values()))
         self._set_best({key: new.get(key) or path for key, path in {**new, **old}.items()})
         for key, path in old.items():
             if path and new.get(key) and new[key] != path:
@@ -243,6 +351,11 @@ class CheckpointHook(_CheckpointHook):
         self._write_errors.pop(what, None)
         try:
             write()
+        except _NotFinite as error:
+            self._write_errors[what] = (f"{what} was not written, because the weight '{error}' is "
+                                        'not finite: lower the learning rate')
+            runner.logger.error(f'{self._write_errors[what]}. The former checkpoints are intact.')
+            return False
         except OSError as error:
             self._write_errors[what] = (f'{what} could not be written ({error}): free space in '
                                         f'{self.out_dir} or give access to it')
@@ -252,5 +365,5 @@ class CheckpointHook(_CheckpointHook):
         return True
 
     def _remove(self, path: str) -> None:
-        if is_main_process() and self.file_backend.isfile(path):
+        if is_main_process() and self._is_own(path) and self.file_backend.isfile(path):
             self.file_backend.remove(path)

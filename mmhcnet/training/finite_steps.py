@@ -17,6 +17,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmhcnet.checkpoints.hook import CheckpointHook
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
@@ -338,10 +339,17 @@ class FiniteHook(Hook):
                 f'({self.in_a_row} in a row, {self.skipped} in all). Its images: '
                 f'{", ".join(verdict.paths) or "their pipeline packs no img_path"}')
         if self.in_a_row >= self.max_in_a_row:
+            self._unread.clear()
+            before = None
+            for hook in runner.hooks:
+                if isinstance(hook, CheckpointHook):
+                    before = hook.doubt_unproved(runner)
+            then = f'--resume goes on from {before}, which is from before' if before else (
+                'start anew, because there is no checkpoint from before')
             raise UserError(
                 f'the {what} was not finite in {self.in_a_row} iterations in a row. Look at the '
                 'images that the log names, lower the learning rate, or train without --amp; then '
-                '--resume goes on from the newest checkpoint, which is from before')
+                f'{then}')
 
     def _overflows(self, runner: Runner) -> bool:
         """Whether gradients overflow by themselves: a scaler has gone below 1."""

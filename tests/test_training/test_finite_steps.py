@@ -257,6 +257,7 @@ def drive(optimizer, batches, model=Model, wrapper=OptimWrapper, hook=None, **se
     settings_of_optimizer = dict(optimizer)
     cls = getattr(torch.optim, settings_of_optimizer.pop('type'))
     runner = types.SimpleNamespace(
+        hooks=[],
         model=model, logger=types.SimpleNamespace(error=lines.append),
         optim_wrapper=wrapper(optimizer=cls(model.parameters(), **settings_of_optimizer),
                               **settings))
