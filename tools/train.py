@@ -87,7 +87,7 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
         stop_at_errors(cfg, ['train', 'val'])
     whole = copy.deepcopy(cfg)
     if args.trial is not None:
-        planned, val_interval = run_length(cfg.train_cfg), validation_interval(cfg.train_cfg)
+        planned, val_interval = run_length(cfg.train_cfg), validation_interval(cfg)
         make_trial(cfg, args.trial)
     runner = build_runner()
     runner.register_hook(ResumedScheduleHook())

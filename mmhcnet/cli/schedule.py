@@ -43,17 +43,21 @@ def run_length(train_cfg: dict) -> RunLength:
     raise ValueError('train_cfg needs max_epochs or max_iters')
 
 
-def validation_interval(train_cfg: dict) -> int:
+def validation_interval(cfg: ConfigDict) -> int:
     """Epochs or iterations from one validation to the next, by the default of the training loop.
 
     Args:
-        train_cfg (dict): With the ``type`` of a registered loop, or as mmengine reads it without.
+        cfg (ConfigDict): The whole config; its ``train_cfg`` has the ``type`` of a registered loop,
+            or says by ``max_epochs`` or ``max_iters`` which of mmengine's it means.
     """
+    train_cfg = cfg.train_cfg
     if 'val_interval' in train_cfg:
-        return train_cfg['val_interval']
+        return train_cfg.val_interval
     default = 'EpochBasedTrainLoop' if run_length(train_cfg).by_epoch else 'IterBasedTrainLoop'
     loop = train_cfg.get('type', default)
-    loop = LOOPS.get(loop) if isinstance(loop, str) else loop
+    if isinstance(loop, str):
+        with LOOPS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
+            loop = registry.get(loop)
     interval = inspect.signature(loop).parameters.get('val_interval') if loop else None
     # A loop without that argument, or one that does not exist, which mmengine names itself.
     return interval.default if interval else 1

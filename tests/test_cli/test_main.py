@@ -25,7 +25,8 @@ def started(tmp_path):
 
     def start(config=lambda: None, training=lambda: None, **args):
         arguments = Namespace(config=str(tmp_path / 'own.py'), work_dir=str(tmp_path / 'run'),
-                              local_rank=0, trust_checkpoint=False, traceback=False, **args)
+                              local_rank=0, trust_checkpoint=False,
+                              **dict(dict(traceback=False), **args))
         (tmp_path / 'own.py').write_text('a = 1')
 
         def build_config(args):
@@ -67,4 +68,13 @@ def test_where_the_traceback_goes(started, tmp_path, monkeypatch):
         started(config=fail)
     with pytest.raises(SystemExit, match=rf'^Error: bad \(the traceback is in {tmp_path}/run/err'):
         started(training=fail)
+    assert 'in fail' in (tmp_path / 'run/error.log').read_text()
+
+
+def test_the_whole_traceback_where_it_is_asked_for(started, tmp_path):
+    def fail():
+        raise ValueError('bad')
+
+    with pytest.raises(ValueError, match='bad'):
+        started(training=fail, traceback=True)
     assert 'in fail' in (tmp_path / 'run/error.log').read_text()

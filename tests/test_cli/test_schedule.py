@@ -234,7 +234,7 @@ def test_to_iterations_for_a_trial():
     (dict(type='mmhcnet.IterTrainLoop', max_iters=3, val_interval=7), 7),
     (dict(type=IterTrainLoop, max_iters=3), 1000), (dict(type='NoSuchLoop', max_iters=3), 1)])
 def test_the_validation_interval_is_the_loops_own(train_cfg, interval):
-    assert validation_interval(train_cfg) == interval
+    assert validation_interval(Config(dict(train_cfg=train_cfg))) == interval
 
 
 def random_recipe(rng):

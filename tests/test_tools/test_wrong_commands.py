@@ -184,6 +184,7 @@ def failed(tmp_path, small, places, monkeypatch, capsys):
         # The logger of an earlier case writes to a stream that pytest has closed.
         monkeypatch.setattr(MMLogger, '_instance_dict', OrderedDict())
         monkeypatch.chdir(ROOT)
+        monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
         monkeypatch.setattr(sys, 'argv', [script, *command])
         with pytest.raises(SystemExit) as caught:
             module.main()
