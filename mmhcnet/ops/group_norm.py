@@ -94,7 +94,7 @@ def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
                          backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1` of x - offset, with what the backward pass needs.
 
-    The offset takes back what :func:`~mmhcnet.ops.heat_step.heat_step_forward` has added. The
+    The offset takes back what :func:`~mmhcnet.ops.stencil.heat_step_forward` has added. The
     kernel records no autograd: this is a piece of a function with a backward of its own.
 
     Args:

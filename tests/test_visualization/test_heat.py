@@ -9,7 +9,7 @@ import mmhcnet
 from mmhcnet.inference.model import load_model
 from mmhcnet.inference.pictures import read_picture
 from mmhcnet.ops import heat_spectral
-from mmhcnet.ops.heat_step import heat_step_ref
+from mmhcnet.ops.stencil import heat_step_ref
 from mmhcnet.visualization import heat as heat_maps
 
 ARCH = dict(embed_dims=[8, 12], depths=[2, 1])

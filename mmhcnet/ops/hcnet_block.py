@@ -34,12 +34,12 @@ from mmhcnet.tracing import is_compiling
 
 from .backend import use_triton
 from .conduction_rate import conduction_rate_backward, conduction_rate_forward
-from .gelu_dwconv import gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref
+from .gelu_depthwise import gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref
 from .group_norm import group_norm_1_backward, group_norm_1_forward, group_norm_1_ref
-from .heat_step import heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed
 from .precision import autocast_dtype, cast, cast_like, compute_dtype, no_autocast
 from .product import column_sums, product, product_backward
 from .second_order import gradients
+from .stencil import heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed
 
 
 class HcBlockWeights(NamedTuple):
