@@ -29,10 +29,7 @@ def fixed_seed():
 @pytest.fixture
 def golden():
     """Folder of the reference implementations' outputs."""
-    folder = SHARED / 'golden'
-    if not folder.is_dir():
-        pytest.skip('the golden outputs (../shared/golden) are not here')
-    return folder
+    return ROOT / 'tests' / 'golden'
 
 
 @pytest.fixture

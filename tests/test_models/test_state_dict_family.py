@@ -1,6 +1,5 @@
 """Checkpoints of another family, size or naming are refused, with both sides named."""
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,6 @@ MODELS = {
     'vheat': lambda **kwargs: VHeat(**dict(
         dict(arch=dict(DIMS, post_norm=False, layer_scale=None), img_size=64), **kwargs)),
 }
-LAYOUTS = Path(__file__).parents[3] / 'shared/golden/official_state_dict_layouts.json'
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -61,14 +59,13 @@ def test_the_authors_names(keys, family):
         HcNet(DIMS).load_state_dict(state)
 
 
-@pytest.mark.skipif(not LAYOUTS.is_file(), reason='needs ../shared/golden')
 @pytest.mark.parametrize('name, dims, depths', [
     ('hcnet_tiny', [64, 128, 320, 512], [5, 5, 14, 5]),
     ('hcnet_base', [96, 192, 384, 768], [10, 10, 28, 10]),
     ('vheat_tiny', [96, 192, 384, 768], [2, 2, 6, 2]),
     ('vheat_base', [128, 256, 512, 1024], [2, 2, 18, 2])])
-def test_the_authors_layouts_are_recognised(name, dims, depths):
-    layout = json.loads(LAYOUTS.read_text())[name]
+def test_the_authors_layouts_are_recognised(golden, name, dims, depths):
+    layout = json.loads((golden / 'official_state_dict_layouts.json').read_text())[name]
     found = describe({key: torch.empty(shape, device='meta') for key, shape in layout.items()})
     assert found.family == "the authors' " + ('HcNet' if 'hcnet' in name else 'vHeat')
     assert (found.embed_dims, found.depths) == (dims, depths)
