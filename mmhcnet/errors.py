@@ -4,6 +4,10 @@ import importlib.util
 from typing import Any
 
 
+# EX_TEMPFAIL of sysexits.h, try again later: a signal has ended the run.
+EXIT_PREEMPTED = 75
+
+
 class UserError(ValueError):
     """What only the user can put right; the message is one sentence that says how."""
 

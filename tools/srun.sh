@@ -13,7 +13,7 @@ GPUS_PER_NODE=${GPUS_PER_NODE:-$((GPUS < 8 ? GPUS : 8))}
 
 # SRUN_ARGS holds several words.
 # shellcheck disable=SC2086
-srun -p "$PARTITION" \
+exec srun -p "$PARTITION" \
     --job-name="$JOB_NAME" \
     --gres="gpu:$GPUS_PER_NODE" \
     --ntasks="$GPUS" \

@@ -10,6 +10,20 @@ SCRIPT=$1
 N=$2
 shift 2
 
+case $N in
+    auto | cpu | gpu) ;;
+    '' | *[!0-9]* | 0*)
+        echo "Error: N is the number of processes, one per GPU, got '$N'" >&2
+        exit 2
+        ;;
+esac
+case ${MAX_RESTARTS:-0} in
+    *[!0-9]*)
+        echo "Error: MAX_RESTARTS is a number, got '$MAX_RESTARTS'" >&2
+        exit 2
+        ;;
+esac
+
 RENDEZVOUS=(--master_addr="${MASTER_ADDR:-127.0.0.1}" --master_port="${PORT:-29500}")
 if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
     # Without these two, torchrun hands the addresses of dead processes to the restarted ones.
@@ -21,7 +35,8 @@ if [ "${MAX_RESTARTS:-0}" -gt 0 ]; then
     [ "${NNODES:-1}" != 1 ] || RENDEZVOUS+=(--local_addr=127.0.0.1)
 fi
 
-"${PYTHON:-python}" -m torch.distributed.run \
+# In place of this shell, so that a signal to it reaches them.
+exec "${PYTHON:-python}" -m mmhcnet.torchrun \
     --nnodes="${NNODES:-1}" \
     --node_rank="${NODE_RANK:-0}" \
     --nproc_per_node="$N" \

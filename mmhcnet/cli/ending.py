@@ -1,9 +1,12 @@
 """The end of a run, however it comes about: it leaves no worker and no process group behind."""
+import signal
+import sys
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional
 
 from mmengine.runner import Runner
 
+from mmhcnet.errors import EXIT_PREEMPTED
 from mmhcnet.training.process_group import leave_distributed
 
 
@@ -39,3 +42,17 @@ def orderly_end(runner: Callable[[], Optional[Runner]]) -> Iterator[None]:
         if built is not None:
             end_workers(built)
         leave_distributed()
+
+
+@contextmanager
+def ends_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program with exit code 75 while nothing else takes it.
+
+    :class:`mmhcnet.PreemptionHook` does during training; before, there is nothing to save.
+    """
+    # None stands for a handler that is not of Python and cannot be set again from here.
+    former = signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_PREEMPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former or signal.SIG_DFL)

@@ -11,7 +11,7 @@ from mmhcnet.checkpoints.reader import load_safely
 
 from .distributed import prepare_distributed
 from .early_log import early_log
-from .ending import orderly_end
+from .ending import ends_on_sigterm, orderly_end
 from .errors import FirstStep, import_task, one_line_errors
 
 
@@ -19,6 +19,8 @@ def run(parse_args: Callable[[], Namespace],
         build_config: Callable[[Namespace], Config],
         start: Callable[[Namespace, Config, Callable[[], Runner]], None]) -> None:
     """Run a tool: parse, build the config, start a runner; an error ends it with one line.
+
+    SIGTERM ends it with exit code 75 before the first iteration, too.
 
     Args:
         parse_args (Callable): Gives the arguments of ``mmhcnet.cli.parser.add_run`` and the
@@ -41,7 +43,7 @@ def run(parse_args: Callable[[], Namespace],
     with one_line_errors(log_dir=lambda: cfg.work_dir if cfg else args and args.work_dir,
                          begun=lambda: first_step.done, config=lambda: args and args.config,
                          whole=lambda: args is not None and args.traceback), \
-            orderly_end(lambda: runner), early_log() as hand_over:
+            orderly_end(lambda: runner), ends_on_sigterm(), early_log() as hand_over:
         args = parse_args()
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         load_safely(args.trust_checkpoint)

@@ -82,6 +82,23 @@ def _seed_of(runner: Runner) -> int:
     return runner.seed - get_rank() if own else runner.seed
 
 
+def _validate_if_due(loop: Union[EpochBasedTrainLoop, BaseLoop], done: int, end: int) -> None:
+    """Validate after so many epochs or iterations, if it is time and was not done yet.
+
+    A checkpoint is written before the validation of the same moment. So a run that is resumed from
+    there begins with it.
+    """
+    runner, hub = loop.runner, loop.runner.message_hub
+    interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, done + 1) - 1]
+    loop.val_interval = interval
+    if runner.val_loop is None or done < max(1, loop.val_begin) or (
+            done % interval and done != end) or hub.get_info('validated_after') == done:
+        return
+    # In a checkpoint that is written for its result.
+    hub.update_info('validated_after', done)
+    runner.val_loop.run()
+
+
 @LOOPS.register_module()
 class EpochTrainLoop(EpochBasedTrainLoop):
     """mmengine's ``EpochBasedTrainLoop``, resumed exactly.
@@ -100,6 +117,16 @@ class EpochTrainLoop(EpochBasedTrainLoop):
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
         super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs, val_begin,
                          val_interval, dynamic_intervals)
+
+    def run(self) -> torch.nn.Module:
+        """Train from where the run stands to its end."""
+        self.runner.call_hook('before_train')
+        _validate_if_due(self, self._epoch, self._max_epochs)
+        while self._epoch < self._max_epochs and not self.stop_training:
+            self.run_epoch()
+            _validate_if_due(self, self._epoch, self._max_epochs)
+        self.runner.call_hook('after_train')
+        return self.runner.model
 
     def run_epoch(self) -> None:
         hub = self.runner.message_hub
@@ -170,16 +197,13 @@ class IterTrainLoop(BaseLoop):
         runner.call_hook('before_train_epoch')
         self.dataloader.batch_sampler.start(
             _seed_of(runner), iteration=self._iter, skip=self._iter)
+        _validate_if_due(self, self._iter, self.max_iters)
         # Without a resumed run that is at its end, because this starts the workers.
         batches = iter(self.dataloader) if self._iter < self.max_iters else None
         while self._iter < self.max_iters and not self.stop_training:
             runner.model.train()
             self.run_iter(next(batches))
-            step = bisect.bisect(self.dynamic_milestones, self._iter + 1)
-            self.val_interval = self.dynamic_intervals[step - 1]
-            if runner.val_loop is not None and self._iter >= self.val_begin and (
-                    self._iter % self.val_interval == 0 or self._iter == self.max_iters):
-                runner.val_loop.run()
+            _validate_if_due(self, self._iter, self.max_iters)
         runner.call_hook('after_train_epoch')
         runner.call_hook('after_train')
         return runner.model

@@ -8,11 +8,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmhcnet.checkpoints.hook import CheckpointHook
+from mmhcnet.errors import EXIT_PREEMPTED
 from mmhcnet.registry import HOOKS
 from mmhcnet.training.process_group import leave_distributed
-
-# EX_TEMPFAIL of sysexits.h: try again later.
-EXIT_PREEMPTED = 75
 
 
 @HOOKS.register_module()
@@ -21,7 +19,7 @@ class PreemptionHook(Hook):
 
     ``--resume`` then goes on exactly there, within an epoch too. All ranks end after the same
     iteration. In a validation nothing is written: the run ends after the batch at hand, and goes on
-    from the newest checkpoint. A second SIGTERM goes to the handler from before training, which ends
+    from the newest checkpoint, with the validation if that was written just before it. A second SIGTERM goes to the handler from before training, which ends
     the process at once unless the program around has one of its own.
 
     Args:

@@ -8,7 +8,7 @@ from mmengine.hooks import Hook
 from mmhcnet.checkpoints.files import fault_of
 from mmhcnet.training.preemption import EXIT_PREEMPTED, PreemptionHook
 
-from ..test_checkpoints.test_hook import validated
+from ..test_checkpoints.test_hook import Scores, validated
 from ..toy import ToyDataset, toy_runner
 from .test_loops import AVERAGED, LOOPS, SAVE, same, state_of
 
@@ -101,6 +101,47 @@ def test_in_a_validation(tmp_path):
     ended(runner, 12, 'val')
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == [
         'best_score_epoch_1.pth', 'epoch_2.pth']
+
+
+SCORED = dict(val_cfg=dict(), val_dataloader=dict(
+    batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=ToyDataset()))
+
+
+def scored(folder, length, scores, **settings):
+    """6 iterations an epoch; a validation, and the checkpoint before it, after every 6."""
+    train_cfg, save = dict(
+        epochs=(dict(max_epochs=2, val_interval=1), dict()),
+        iterations=(dict(max_iters=12, val_interval=6), dict(by_epoch=False, interval=6)))[length]
+    runner = toy_runner(folder, train_cfg, checkpoint=dict(
+        save, max_keep_ckpts=1, save_best='score', rule='greater'), val_evaluator=[Scores(scores)],
+        **SCORED, **settings)
+    runner.model.val_step = lambda data: [0]
+    return runner
+
+
+def best_of(folder):
+    path, = folder.glob('best_*.pth')
+    return torch.load(path, weights_only=True)['message_hub']['runtime_info']['best_score']
+
+
+@pytest.mark.parametrize('length', ['epochs', 'iterations'])
+@pytest.mark.parametrize('at, stage', [(5, 'train'), (11, 'train'), (6, 'val'), (12, 'val')])
+def test_a_validation_that_was_due_is_made_up_for(tmp_path, length, at, stage):
+    done = 0 if at < 7 else 1
+    ended(scored(tmp_path, length, [0.1, 0.5]), at, stage)
+    left = [0.1, 0.5][done:]
+    # The last one is, too, of a run that has nothing left to train.
+    scored(tmp_path, length, left, resume=True).train()
+    assert best_of(tmp_path) == 0.5
+    assert len(list(tmp_path.glob('best_*.pth'))) == 1
+
+
+@pytest.mark.parametrize('length', ['epochs', 'iterations'])
+def test_a_validation_with_a_new_best_is_not_repeated(tmp_path, length):
+    scored(tmp_path, length, [0.1, 0.5]).train()
+    # No score is left.
+    scored(tmp_path, length, [], resume=True).train()
 
 
 def test_nothing_without_a_signal(tmp_path):
