@@ -68,7 +68,7 @@ class RunningStatistics:
             pairs += zip(buffers, copies)
             self._kept[module] = buffers, [buffer._version for buffer in buffers], copies
         for news, olds in _alike(pairs):
-            torch._foreach_copy_(olds, news)
+            _copy(olds, news)
 
     @torch.no_grad()
     def restore_where(self, bad: Tensor) -> None:
@@ -85,7 +85,16 @@ class RunningStatistics:
             chosen = torch.where(bad.to(news[0].device), *(
                 torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (olds, news)))
             parts = chosen.split([buffer.numel() for buffer in news])
-            torch._foreach_copy_(news, [part.view_as(buffer) for part, buffer in zip(parts, news)])
+            _copy(news, [part.view_as(buffer) for part, buffer in zip(parts, news)])
+
+
+def _copy(targets: List[Tensor], sources: List[Tensor]) -> None:
+    if hasattr(torch, '_foreach_copy_'):
+        torch._foreach_copy_(targets, sources)
+        return
+    # It came about the time of torch 2.1.
+    for target, source in zip(targets, sources):
+        target.copy_(source)
 
 
 def _alike(pairs: List[Tuple[Tensor, Tensor]]) -> List[Tuple[List[Tensor], List[Tensor]]]:

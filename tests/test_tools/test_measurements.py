@@ -114,3 +114,17 @@ def test_a_fifth_is_held_out_to_tune_with(digits):
     assert not images & {image.numpy().tobytes() for image in x_tune}
     (x, y), (_, y_test) = tool.read_data(folder, most=40, held_out=False)
     assert (len(y), len(y_test)) == (40, 20)
+
+
+@pytest.mark.slow
+def test_benchmark_of_hooks(tool):
+    said = tool('analysis_tools/benchmark_hooks.py', '--batch', 2, '--size', 32, '--rounds', 1,
+                '--batch-norms', 2).stdout
+    for name in ('FiniteHook', 'DataFaultHook', 'PreemptionHook', 'exact resumption'):
+        row = next(line for line in said.splitlines() if line.startswith(f'| {name} |'))
+        own, step, share, ratio = row.strip('| ').split(' | ')[1:]
+        assert 0 < float(own) < float(step) and float(ratio) > 0
+        assert float(share.rstrip(' %')) == pytest.approx(100 * float(own) / float(step), abs=0.6)
+    for name in ('sample (32 photos)', 'COCO file (100 000 boxes)', 'checkpoint'):
+        row = next(line for line in said.splitlines() if line.startswith(f'| {name}'))
+        assert float(row.strip('| ').split(' | ')[-1]) > 0

@@ -85,6 +85,9 @@ def test_pretrained_backbone(tool, small, tmp_path):
     # A classifier has the norm of its last stage only.
     assert int(found[2]) - int(found[1]) == 6
     assert re.search(r'6 stay at their initial values: norm0.weight', done.stdout)
+    # What is said before there is a runner is in its log file.
+    log = next((tmp_path / 'seg').glob('*/*.log')).read_text()
+    assert found[0] in log and 'The learning-rate schedule' in log
     before = torch.load(checkpoint, weights_only=False)['state_dict']
     after = torch.load((tmp_path / 'seg' / 'last_checkpoint').read_text(),
                        weights_only=False)['state_dict']

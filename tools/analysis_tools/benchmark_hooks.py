@@ -3,10 +3,11 @@
 Training steps of a classifier: every hook is measured against the same steps without it, which take
 turns with its own, one by one. "ms in its calls" is the time that the host spends in the hook, which
 on a CPU is all of it; "step over without" is the median of the ratios of neighbouring steps and holds
-what the device does besides. On a shared machine the first is the sharper figure.
+what the device does besides. Then once per sample, per annotation file and per checkpoint: the time
+with the check over that without it, in turns as well.
 
-Then once per sample, per annotation file and per checkpoint: the time with the check over that
-without it, in turns as well.
+On a CPU times are those of the processor, which other programs on the machine change less than they
+change the clock's; only writing a checkpoint is by the clock.
 """
 import argparse
 import json
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.device import get_device
 from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 
 from mmhcnet import HcNet, VHeat
 from mmhcnet.cli.config import fuse_optimizer
+from mmhcnet.inference.timing import synchronize
 from mmhcnet.training.image_files import read_through_backend
 from mmhcnet.training.resumable_data import seed_process
 from mmhcnet.training.sample_rules import boxes_left_out
@@ -83,6 +86,10 @@ def measured_hooks() -> Dict[str, Hook]:
             'exact resumption': Seeding()}
 
 
+# Of the processor all threads' seconds, so compare shares, or run with OMP_NUM_THREADS=1.
+now = time.perf_counter if torch.cuda.is_available() else time.process_time
+
+
 class Clock:
     """Time spent in calls of a hook."""
 
@@ -94,11 +101,11 @@ class Clock:
 
     def _timed(self, call: Callable) -> Callable:
         def timed(*args, **kwargs):
-            start = time.perf_counter()
+            start = now()
             try:
                 return call(*args, **kwargs)
             finally:
-                self.seconds += time.perf_counter() - start
+                self.seconds += now() - start
 
         return timed
 
@@ -118,17 +125,16 @@ class TurnsLoop(BaseLoop):
                           labels=torch.randint(1000, (batch, )))
 
     def step(self, hooks: List[Hook]) -> float:
-        start = time.perf_counter()
+        start = now()
         for hook in hooks:
             hook.before_train_iter(self.runner, batch_idx=self.iter, data_batch=self.batch)
         outputs = self.runner.model.train_step(self.batch, self.runner.optim_wrapper)
         for hook in hooks:
             hook.after_train_iter(self.runner, batch_idx=self.iter, data_batch=self.batch,
                                   outputs=outputs)
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        synchronize(get_device())
         self.iter += 1
-        return time.perf_counter() - start
+        return now() - start
 
     def run(self) -> None:
         self.runner.call_hook('before_train')
@@ -175,15 +181,16 @@ def fused(optim_wrapper: dict) -> dict:
     return cfg.optim_wrapper
 
 
-def in_turns(rounds: int, without: Callable[[], Any], with_it: Callable[[], Any]) -> tuple:
+def in_turns(rounds: int, without: Callable[[], Any], with_it: Callable[[], Any],
+             clock: Callable[[], float] = now) -> tuple:
     """Median milliseconds of both and the median ratio, after a first turn that does not count."""
     times = []
     for _ in range(rounds + 1):
         turn = []
         for call in (without, with_it):
-            start = time.perf_counter()
+            start = clock()
             call()
-            turn.append(1e3 * (time.perf_counter() - start))
+            turn.append(1e3 * (clock() - start))
         times.append(turn)
     plain, checked = zip(*times[1:])
     return (statistics.median(plain), statistics.median(checked),
@@ -238,7 +245,7 @@ def measure_checkpoints(args: argparse.Namespace, folder: Path) -> tuple:
                           dtype=torch.uint8).numpy().tobytes()
     ours = get_file_backend(backend_args=dict(backend='mmhcnet.checkpoint'))
     return in_turns(max(2, args.rounds // 4), lambda: (folder / 'a.pth').write_bytes(content),
-                    lambda: ours.put(content, folder / 'b.pth'))
+                    lambda: ours.put(content, folder / 'b.pth'), time.perf_counter)
 
 
 def main() -> None:
