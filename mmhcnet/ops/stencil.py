@@ -131,7 +131,8 @@ def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
     if not isinstance(k, Tensor):
         return
     shape = (z.shape[0], z.shape[1], 1, 1)
-    if k.dim() > 4 or any(n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1])):
+    if k.shape != shape and (k.dim() > 4 or any(
+            n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1]))):
         raise ValueError(f'k must broadcast to (B, C, 1, 1) = {shape}, got {tuple(k.shape)}')
 
 

@@ -46,7 +46,9 @@ def test_inverse_undoes_the_transform(size):
 
 def test_a_slice_of_channels_is_taken_as_it_is():
     wide = field((6, 5), channels=8)
-    assert torch.equal(dct2(wide[..., 2:5]), dct2(wide[..., 2:5].contiguous()))
+    # Not equal on every processor: a product of another layout may add in another order.
+    torch.testing.assert_close(dct2(wide[..., 2:5]), dct2(wide[..., 2:5].contiguous()), rtol=0,
+                               atol=1e-14)
 
 
 def test_eigenvalues():

@@ -3,8 +3,10 @@ import os
 import re
 
 import pytest
+import torch
 
-from mmhcnet.ops import backend
+from mmhcnet.ops import (backend, gelu_dwconv, group_norm_1, heat_step, norm_gate_backward,
+                         norm_gate_forward)
 
 if not backend._INSTALLED:
     pytest.skip('needs torch 2.7 and triton', allow_module_level=True)
@@ -90,3 +92,85 @@ def test_several_samples_of_a_program_are_read_as_one(samples, block):
     whole = compiled('heat_step', '_anisotropic_forward', 'z out', 'w k added', STRIP)
     for access in ('ld.global.v2.b32', 'st.global.v2.b32'):
         assert asm['ptx'].count(access) == whole['ptx'].count(access) > 0
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Graphs that a backend of torch.compile is given; their results are zeros.
+
+    CPU tensors count as those of a GPU, whose kind Triton would ask the driver for.
+    """
+    import triton
+    from torch._dynamo.backends.common import aot_autograd
+    from triton.backends.compiler import GPUTarget
+
+    class Driver:
+
+        def get_current_target(self):
+            return GPUTarget('cuda', 90, 32)
+
+    def compiler(graph, inputs):
+        found.append(graph)
+        outputs, = graph.graph.find_nodes(op='output')
+
+        def zero(value):
+            shape, stride = ([int(n) for n in numbers] for numbers in (value.shape, value.stride()))
+            return torch.empty_strided(shape, stride, dtype=value.dtype).zero_()
+
+        def run(inputs):
+            values = [node and node.meta['val'] for node in outputs.args[0]]
+            return [zero(v) if isinstance(v, torch.Tensor) else v and int(v) for v in values]
+
+        run._boxed_call = True
+        return run
+
+    found = []
+    monkeypatch.setattr(backend, '_interpreted', lambda: True)
+    triton.runtime.driver.set_active(Driver())
+    yield found, aot_autograd(fw_compiler=compiler, bw_compiler=compiler)
+    triton.runtime.driver.set_active(None)
+    torch._dynamo.reset()
+
+
+def kernels_in(graph):
+    """How many kernels a graph launches; no operator of ours is left in it."""
+    names = [str(node.target) for node in graph.graph.nodes if node.op == 'call_function']
+    assert not [name for name in names if name.startswith('mmhcnet')]
+    return sum('triton_kernel_wrapper' in name for name in names)
+
+
+def inputs_of(channels, *size):
+    shapes = [(2, channels, *size), (channels, 4), (2, channels, 1, 1), (channels, ), (channels, ),
+              (channels, 1, 3, 3)]
+    return [torch.rand(shape).requires_grad_() for shape in shapes]
+
+
+@pytest.mark.parametrize('dynamic', [None, True])
+def test_compilers_see_the_kernels(graphs, dynamic):
+    def function(z, w, k, gamma, beta, taps):
+        z = heat_step(z, w, k, backend='triton')
+        z = group_norm_1(z, gamma, beta, backend='triton')
+        return gelu_dwconv(z, taps, backend='triton')
+
+    found, collect = graphs
+    compiled = torch.compile(function, backend=collect, fullgraph=True, dynamic=dynamic)
+    compiled(*inputs_of(8, 9, 7)).sum().backward()
+    assert [kernels_in(graph) for graph in found] == [4, 7]
+    if dynamic:
+        compiled(*inputs_of(8, 20, 12))
+        assert len(found) == 2
+
+
+def test_compilers_see_where_the_gradient_of_the_gate_goes(graphs):
+    def function(dy, u, wide, weight, bias):
+        gate, out = wide[..., 8:], torch.empty_like(wide)
+        _, mean, rstd = norm_gate_forward(u, gate, weight, bias, 1e-5, backend='triton')
+        du, *_ = norm_gate_backward(dy, u, gate, weight, bias, mean, rstd, 'triton', out[..., 8:])
+        return du, out
+
+    found, collect = graphs
+    compiled = torch.compile(function, backend=collect, fullgraph=True)
+    u = torch.rand(1, 2, 3, 8)
+    with torch.no_grad():
+        compiled(u, u, torch.rand(1, 2, 3, 16), torch.rand(8), torch.rand(8))
+    assert [kernels_in(graph) for graph in found] == [2]

@@ -95,6 +95,7 @@ def test_group_norm_on_shapes(shape):
 def test_group_norm_in_one_part_of_several_blocks(monkeypatch):
     from mmhcnet.ops.triton import group_norm
     monkeypatch.setattr(group_norm, '_PARTS', 1)
+    monkeypatch.setattr(group_norm, '_cached_division', group_norm._division)
     for shift in (0, 1e3):
         x, weight, bias = norm_inputs((2, 40, 11, 20))
         assert_as_good_as_torch(group_norm_1, group_norm_1_ref, [x + shift, weight, bias])
@@ -378,3 +379,7 @@ def test_samples_beyond_32_bit_offsets_are_refused():
     with pytest.raises(ValueError, match="use backend='torch'"):
         check_size(1, 2**10, 2**10, 2**10)
     check_size(2**10, 2**9, 2**10, 2**10)
+    from mmhcnet.ops.triton import group_norm, strip
+    for divide in (lambda x: strip.strips(x, (7, ), 1, 7), group_norm._divide):
+        with pytest.raises(ValueError, match="use backend='torch'"):
+            divide(torch.empty(1, 2**10, 2**10, 2**10, device='meta'))

@@ -6,14 +6,15 @@ bytes. The second kernel of each pair takes the samples in reverse order: the la
 still in the L2 cache. A sample is shared by several programs, so that a single large image keeps
 the whole GPU busy.
 """
-from typing import Optional, Tuple
+import functools
+from typing import NamedTuple, Optional, Tuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (channels_last, check_size, empty_like, on_device, operator,
+from .launch import (channels_last, check_size, empty_like, known, on_device, operator,
                      wrap_triton)
 
 # Elements that a program of 4 warps holds at a time: 32 a thread for the statistics, else 8.
@@ -219,20 +220,44 @@ def _backward(dy, x, weight, offset, residual, mean, rstd, means, dx, batch, are
         tl.store(dx + index, d.to(dx.dtype.element_ty), mask=exists)
 
 
-def _parts(batch: int, size: int) -> Tuple[int, int]:
-    """For the statistics: blocks of a part, parts of a sample."""
+class Division(NamedTuple):
+    """How a field is divided: for the statistics blocks of a part, parts of a sample and a bound on
+    those; for the rest a grid, parts of all samples, pixels and channels of a program.
+    """
+    blocks: int
+    parts: int
+    bound: int
+    grid: Tuple[int]
+    tiles: int
+    pixels: int
+    block: int
+
+
+def _division(batch: int, channels: int, height: int, width: int, choose: bool = True) -> Division:
+    check_size(batch, channels, height, width)
+    size = channels * height * width
     blocks = triton.cdiv(size, _STATISTICS_BLOCK)
-    blocks = triton.cdiv(blocks, min(blocks, _PARTS, triton.cdiv(_PROGRAMS, batch)))
-    return blocks, triton.cdiv(size, blocks * _STATISTICS_BLOCK)
-
-
-def _tiles(batch: int, channels: int, area: int) -> Tuple[Tuple[int], int, int, int]:
-    """Grid; parts of all samples, pixels and channels of a program."""
+    at_most = min(blocks, _PARTS, triton.cdiv(_PROGRAMS, batch)) if choose else _PARTS
+    blocks = triton.cdiv(blocks, at_most)
+    parts = triton.cdiv(size, blocks * _STATISTICS_BLOCK)
+    bound = triton.next_power_of_2(parts) if choose else _PARTS
     block = next((n for n in (64, 32) if channels % n == 0),
                  min(64, triton.next_power_of_2(channels)))
     pixels = max(_PIXELS, _TILE // block)
-    parts = batch * triton.cdiv(area, pixels)
-    return (parts * triton.cdiv(channels, block), ), parts, pixels, block
+    tiles = batch * triton.cdiv(height * width, pixels)
+    return Division(blocks, parts, bound, (tiles * triton.cdiv(channels, block), ), tiles, pixels,
+                    block)
+
+
+_cached_division = functools.lru_cache(maxsize=None)(_division)
+
+
+def _divide(x: Tensor) -> Division:
+    if known(x):
+        return _cached_division(*x.shape)
+    batch, channels, height, width = x.shape
+    # A choice would hold for some sizes only, and make a graph of its own for them.
+    return _division(batch, int(channels), height, width, choose=False)
 
 
 def _samples(offset: Optional[Tensor]) -> int:
@@ -251,18 +276,17 @@ def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
         return y, mean.fill_(0), rstd.fill_(0)
     offset = None if offset is None else offset.contiguous()
     area = height * width
-    blocks, parts = _parts(batch, channels * area)
-    grid, _, pixels, block = _tiles(batch, channels, area)
-    means, squares = (x.new_empty(batch * parts, dtype=torch.float32) for _ in range(2))
+    cut = _divide(x)
+    means, squares = (x.new_empty(batch * cut.parts, dtype=torch.float32) for _ in range(2))
     o_sample = _samples(offset)
     with on_device(x):
-        wrap_triton(_statistics, x)[(batch * parts, )](
-            x, offset, means, squares, area, blocks, parts, o_sample, channels,
+        wrap_triton(_statistics, x)[(batch * cut.parts, )](
+            x, offset, means, squares, area, cut.blocks, cut.parts, o_sample, channels,
             _STATISTICS_BLOCK)
-        wrap_triton(_forward, x)[grid](
+        wrap_triton(_forward, x)[cut.grid](
             x, weight.contiguous(), bias.contiguous(), offset, means, squares, y, mean, rstd, eps,
-            batch, area, pixels, blocks, parts, o_sample, channels, triton.next_power_of_2(parts),
-            _STATISTICS_BLOCK, block, _TILE)
+            batch, area, cut.pixels, cut.blocks, cut.parts, o_sample, channels, cut.bound,
+            _STATISTICS_BLOCK, cut.block, _TILE)
     return y, mean, rstd
 
 
@@ -279,18 +303,19 @@ def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, 
     residual = None if residual is None else channels_last(residual)
     offset = None if offset is None else offset.contiguous()
     area = height * width
-    grid, parts, pixels, block = _tiles(batch, channels, area)
-    sums = x.new_empty((parts, 2, channels), dtype=torch.float32)
+    cut = _divide(x)
+    sums = x.new_empty((cut.tiles, 2, channels), dtype=torch.float32)
     combined = x.new_empty((batch, 2, channels), dtype=torch.float32)
     means = x.new_empty((batch, 2), dtype=torch.float32)
-    sizes = (batch, area, pixels, _samples(offset), channels, block, _TILE)
+    sizes = (batch, area, cut.pixels, _samples(offset), channels, cut.block, _TILE)
     weight = weight.contiguous()
     with on_device(x):
-        wrap_triton(_sums, x)[grid](dy, x, offset, mean, rstd, sums, *sizes)
-        wrap_triton(_combine_sums, x)[(batch, )](sums, weight, combined, means, channels * area,
-                                                 parts // batch, channels, block, _TILE // block)
-        wrap_triton(_backward, x)[grid](dy, x, weight, offset, residual, mean, rstd, means, dx,
-                                        *sizes)
+        wrap_triton(_sums, x)[cut.grid](dy, x, offset, mean, rstd, sums, *sizes)
+        wrap_triton(_combine_sums, x)[(batch, )](
+            sums, weight, combined, means, channels * area, cut.tiles // batch, channels,
+            cut.block, _TILE // cut.block)
+        wrap_triton(_backward, x)[cut.grid](dy, x, weight, offset, residual, mean, rstd, means, dx,
+                                            *sizes)
     return dx, combined.sum(0)
 
 

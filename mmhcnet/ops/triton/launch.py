@@ -79,6 +79,11 @@ def on_device(x: Tensor) -> ContextManager:
     return torch.cuda.device(x.device)
 
 
+def known(x: Tensor) -> bool:
+    """Whether the sizes of x are numbers, not symbols that torch.compile keeps open."""
+    return all(type(n) is int for n in x.shape)
+
+
 def check_size(batch: int, *sample: int) -> None:
     """Offsets within a sample are 32-bit numbers in the kernels, between samples 64-bit ones.
 

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import check_size
+from .launch import check_size, known
 
 _LANES = 128
 
@@ -65,11 +65,15 @@ def strips(x: Tensor, columns: Tuple[int, ...], programs: int, least_rows: int) 
         least_rows (int): or they would have less rows than this.
     """
     batch, channels, height, width = x.shape
-    if type(batch) is type(height) is type(width) is int:
+    if known(x):
         return _cached_strips(batch, channels, height, width, columns, programs, least_rows)
-    # Sizes that torch.compile keeps open are symbols: not to be looked up, and compared to as
-    # little as possible, because each outcome holds for its own graph only.
-    return _strips(batch, int(channels), height, width, columns[:1], programs, least_rows)
+    # A choice would hold for some sizes only, and make a graph of its own for them.
+    check_size(batch, channels, height, width)
+    channels = int(channels)
+    block, rows = min(_LANES, triton.next_power_of_2(channels)), 2 * least_rows
+    of_sample = triton.cdiv(width, columns[0]) * triton.cdiv(height, rows)
+    return Strips((of_sample * triton.cdiv(channels, block) * batch, ), of_sample, rows,
+                  (block, 1, columns[0], False))
 
 
 @triton.jit
