@@ -226,7 +226,7 @@ def sizes_and_channels(cfg: Config, source: Source) -> Iterator[Finding]:
         if isinstance(value, (list, tuple)) and len(value) not in (1, channels):
             yield Finding('wrong number of channels', f'{key}.{name}',
                           f'has {len(value)} numbers, and model.backbone.in_channels is {channels}',
-                          f'write one number per channel, {channels}')
+                          f'write one number per channel, {channels}, or a single one for all')
     least = _least_size(backbone)
     side = _fixed_size(cfg, source)
     if least and side and side < least:
