@@ -18,12 +18,18 @@ from mmhcnet.tracing import is_compiling, is_exporting
 _CACHED = 512
 
 
+def _made_on(device: torch.device) -> torch.device:
+    # The same numbers on every device; but a graph that computes them in each call must not wait
+    # for the CPU.
+    return device if is_compiling() and not is_exporting() else torch.device('cpu')
+
+
 def _cosines(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     # The argument is rounded to the working precision before the cosine is taken. From float64
     # the entries would be exact, but the published weights were trained with these, and their
     # outputs in float32 are reproduced to 1e-5 only so. Half precisions work in float32.
     working = torch.promote_types(dtype, torch.float32)
-    n = torch.arange(size, device='cpu', dtype=working)
+    n = torch.arange(size, device=_made_on(device), dtype=working)
     matrix = torch.cos(n[:, None] * ((n + 0.5) / size) * math.pi) * math.sqrt(2 / size)
     # Not in place: an exporter folds this into a constant.
     matrix = torch.cat([matrix[:1] / math.sqrt(2), matrix[1:]])
@@ -31,7 +37,7 @@ def _cosines(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def _eigenvalues(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    n = torch.arange(size, device='cpu', dtype=torch.float64)
+    n = torch.arange(size, device=_made_on(device), dtype=torch.float64)
     return (n * (math.pi / size)).square().to(device, dtype)
 
 

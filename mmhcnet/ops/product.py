@@ -11,16 +11,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmhcnet.tracing import COMPILES_FUNCTIONS, is_compiling
+
 from .backend import on_gpu
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+
+
+if COMPILES_FUNCTIONS:
+    # In sight of torch.compile the operator would stand for the form into which it turns products
+    # with weights that are constants.
+    _opaque = torch.library.custom_op('mmhcnet::linear', _onednn, mutates_args=())
+
+    @_opaque.register_fake
+    def _(x, weight, bias=None):
+        return x.new_empty(x.shape[0], weight.shape[0])
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    return (_opaque if is_compiling() else _onednn)(x, weight, bias)
 
 
 def _has_onednn() -> bool:
     try:
-        return _linear(torch.ones(1, 1), torch.ones(1, 1)).item() == 1
+        return _onednn(torch.ones(1, 1), torch.ones(1, 1)).item() == 1
     except (AttributeError, RuntimeError):
         return False
 

@@ -1,5 +1,6 @@
 from typing import Optional
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,10 +22,23 @@ class DropPath(nn.Module):
         if not 0 <= drop_prob < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_prob}')
         self.drop_prob = drop_prob
+        self.keep: Optional[Tensor] = None
+
+    def share_graphs(self, device: torch.device) -> None:
+        """Holds the probability as a tensor, for layers on a device that are to be compiled.
+
+        To a compiled graph the number is a constant, and the tensor an input: one graph then serves
+        layers of all probabilities.
+        """
+        self.keep = torch.tensor(1 - self.drop_prob, device=device)
 
     def factors(self, x: Tensor) -> Optional[Tensor]:
         """What the samples of x (B, ...) are multiplied by, (B,), or None for 1."""
-        if not self.training or self.drop_prob == 0:
+        if not self.training:
+            return None
+        if self.keep is not None:
+            return (torch.bernoulli(self.keep.expand(x.shape[0])) / self.keep).to(x.dtype)
+        if self.drop_prob == 0:
             return None
         keep = 1 - self.drop_prob
         return x.new_empty(x.shape[0]).bernoulli_(keep) / keep
