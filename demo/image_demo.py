@@ -6,6 +6,7 @@ import os
 import tempfile
 from argparse import Namespace
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -15,10 +16,13 @@ import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import DATASETS, TRANSFORMS
+from torch import nn
 
+from mmhcnet.cli.compile import check_compile, compile_blocks, compiling
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
-from mmhcnet.cli.parser import add_config, make_parser
+from mmhcnet.cli.image_sizes import varying_step
+from mmhcnet.cli.parser import add_compile, add_config, make_parser
 from mmhcnet.inference.model import build_model
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
@@ -38,6 +42,7 @@ def parse_args() -> Namespace:
     parser.add_argument('--out-dir', default='work_dirs/image_demo',
                         help='folder for the pictures, NAME.png each (default: %(default)s)')
     parser.add_argument('--device', default=get_device(), help='default here: %(default)s')
+    add_compile(parser)
     parser.add_argument('--score-thr', type=float, default=0.3,
                         help='detection: score from which a box is drawn (default: %(default)s)')
     return parser.parse_args()
@@ -67,10 +72,16 @@ def class_names(cfg: Config, meta: Optional[dict]) -> dict:
             if key in dataset.metainfo}
 
 
+def compile_model(model: nn.Module, cfg: Config, mode: Optional[str]) -> None:
+    if mode is not None:
+        compile_blocks(model, varying_step(cfg, 'test') is not None, graphs=mode == 'graphs')
+
+
 def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmpretrain import ImageClassificationInferencer
     inferencer = ImageClassificationInferencer(
         cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes'))
+    compile_model(inferencer.model, cfg, args.compile)
     load = TRANSFORMS.build(next(step for step in cfg.test_dataloader.dataset.pipeline
                                  if 'Load' in str(step['type'])))
 
@@ -93,6 +104,7 @@ def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmdet.apis import DetInferencer
     inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
+    compile_model(inferencer.model, cfg, args.compile)
     inferencer.show_progress = False
     if meta is None:
         inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = class_names(cfg, meta)
@@ -114,6 +126,7 @@ def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmseg.apis import MMSegInferencer
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
+    compile_model(inferencer.model, cfg, args.compile)
     inferencer.show_progress = False
     if meta is None:
         inferencer.model.dataset_meta = class_names(cfg, meta)
@@ -153,6 +166,7 @@ def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
     if cfg.get('default_scope') not in OPEN:
         raise ValueError(f'default_scope of the config must be one of {list(OPEN)}, '
                          f"got {cfg.get('default_scope')!r}")
+    check_compile(args.compile, cfg, 'test', args.device)
     # The inferencers go on with random weights where a checkpoint does not fit.
     meta = build_model(cfg, args.checkpoint).dataset_meta
     return pictures, OPEN[cfg.default_scope](cfg, args, meta)
@@ -162,11 +176,14 @@ def main() -> None:
     args = parse_args()
     with one_line_errors():
         pictures, draw = prepare(args)
-    for path, picture in pictures.items():
-        drawn, found = draw(path)
-        # mmcv writes blue first.
-        mmcv.imwrite(np.ascontiguousarray(drawn[..., ::-1]), picture)
-        print(f'{path}: {found} -> {picture}')
+    with compiling() if args.compile else nullcontext() as compilations:
+        for path, picture in pictures.items():
+            drawn, found = draw(path)
+            # mmcv writes blue first.
+            mmcv.imwrite(np.ascontiguousarray(drawn[..., ::-1]), picture)
+            print(f'{path}: {found} -> {picture}')
+    if compilations is not None:
+        print('--compile: {} compilations took {:.1f} s'.format(*compilations.so_far()))
 
 
 if __name__ == '__main__':

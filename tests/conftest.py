@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
@@ -24,6 +25,20 @@ def load_script(path):
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Blocks are traced and then run by torch, which takes less time than a compiler."""
+    with_inductor = nn.Module.compile
+
+    def compile(module, dynamic, options):
+        with_inductor(module, dynamic=dynamic, backend='eager')
+
+    monkeypatch.setattr(nn.Module, 'compile', compile)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -7,10 +7,12 @@ from mmhcnet.doctor import advised_imports
 
 with advised_imports():
     from mmengine.config import Config, ConfigDict
+    from mmengine.device import get_device
     from mmengine.registry import METRICS
     from mmengine.runner import Runner
 
     from mmhcnet.checkpoints.fitting import StrictLoadHook
+    from mmhcnet.cli.compile import check_compile, compiled
     from mmhcnet.cli.config import as_list, check_data, is_type, load_config
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
@@ -74,6 +76,7 @@ def build_config(args: Namespace) -> Config:
         draw(cfg, args)
     if args.tta:
         augment(cfg)
+    check_compile(args.compile, cfg, 'test', get_device())
     if args.out and cfg.default_scope == 'mmseg':
         metric = next((metric for metric in as_list(cfg.test_evaluator)
                        if is_type(metric, 'IoUMetric')), None)
@@ -93,7 +96,8 @@ def test(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> No
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type=dump, out_file_path=args.out)))
-    runner.test()
+    with compiled(runner, args.compile):
+        runner.test()
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ with advised_imports():
 
     from mmhcnet.checkpoints.fitting import use_pretrained
     from mmhcnet.checkpoints.locate import resume_of_attempt
+    from mmhcnet.cli.compile import check_compile, compiled
     from mmhcnet.cli.config import (add_tensorboard, check_data, check_optimizer, check_training,
                                    fuse_optimizer, load_config)
     from mmhcnet.cli.main import run
@@ -58,6 +59,7 @@ def build_config(args: Namespace) -> Config:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if not args.no_data_check:
         check_data(cfg, ['train', 'val'])
+    check_compile(args.compile, cfg, 'train', get_device())
     if args.amp:
         if get_device() == 'cpu':
             raise ValueError('--amp needs a GPU: leave it out on a machine without one')
@@ -91,7 +93,8 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
         make_trial(cfg, args.trial)
     runner = build_runner()
     runner.register_hook(ResumedScheduleHook())
-    runner.train()
+    with compiled(runner, args.compile):
+        runner.train()
     if args.trial is not None:
         report = report_trial(runner, planned, val_interval)
         if is_main_process():

@@ -44,11 +44,20 @@ def add_shape(parser: argparse.ArgumentParser, help: str) -> None:
                         help=help)
 
 
+def add_compile(parser: argparse.ArgumentParser) -> None:
+    """``--compile [graphs]``; the parsed value is None, 'blocks' or 'graphs'."""
+    parser.add_argument(
+        '--compile', nargs='?', const='blocks', choices=['blocks', 'graphs'],
+        help='compile the blocks of the backbone with torch.compile; "graphs": and launch them as '
+        'CUDA graphs, which takes a GPU and images of one size')
+
+
 def add_run(parser: argparse.ArgumentParser) -> None:
     """What training and testing take."""
     parser.add_argument('--work-dir', help='folder for logs and checkpoints '
                         '(default: work_dirs/<name of the config>)')
     parser.add_argument('--amp', action='store_true', help='automatic mixed precision (GPU)')
+    add_compile(parser)
     parser.add_argument('--trust-checkpoint', action='store_true',
                         help='load checkpoints that hold more than weights and may run programs')
     parser.add_argument('--no-data-check', action='store_true',

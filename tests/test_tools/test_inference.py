@@ -139,6 +139,17 @@ def test_demo_draws_a_folder(task, said, image_demo, checkpoint, digits, scene, 
     assert changed.mean() > (0.01 if task == 'classification' else 0.05)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_demo_compiled(task, traced, image_demo, checkpoint, scene, tmp_path):
+    args = scene.parent, *checkpoint(task), '--out-dir', tmp_path, '--device', 'cpu'
+    outputs = [image_demo(*args, *more).splitlines() for more in ((), ('--compile', ))]
+    # Four stages.
+    assert outputs[1][-1].startswith('--compile: 4 compilations took ')
+    found = [[line for line in output if ' -> ' in line] for output in outputs]
+    assert len(found[0]) == 4 and found[0] == found[1]
+
+
 @pytest.mark.parametrize('task, names', [('detection', DIGITS), ('segmentation', DIGITS)])
 def test_demo_takes_class_names_from_the_config(task, names, image_demo, checkpoint, scene,
                                                 tmp_path):
@@ -157,6 +168,7 @@ def test_demo_takes_class_names_from_the_config(task, names, image_demo, checkpo
     (('FOLDER', 'CONFIG', 'CKPT', '--out-file', 'a.png'), '--out-file is for a single image'),
     (('TWINS', 'CONFIG', 'CKPT'), 'two images would be drawn to'),
     (('IMAGE', 'none.py', 'CKPT'), "no config file 'none.py'"),
+    (('IMAGE', 'CONFIG', 'CKPT', '--device', 'cpu', '--compile', 'graphs'), '--compile graphs needs a GPU: '),
     (('IMAGE', 'CONFIG', 'none.pth'), "no checkpoint file 'none.pth'"),
     (('IMAGE', 'CONFIG', 'TEXT'), "'.*' is not a checkpoint that torch can read"),
     (('IMAGE', 'CONFIG', 'OTHER'), "'.*' is a checkpoint of another model"),
