@@ -53,7 +53,9 @@ def count_operations(model: nn.Module, shape: Sequence[int], training: bool) -> 
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, standing_for_gpu():
         weights = {}
         for name, weight in model.state_dict(keep_vars=True).items():
-            weights[name] = fake.from_tensor(weight.detach().to(dtype)).requires_grad_(training)
+            kind = dtype if weight.is_floating_point() else weight.dtype
+            weights[name] = fake.from_tensor(weight.detach().to(kind)).requires_grad_(
+                training and weight.requires_grad)
         image = torch.empty(*shape, dtype=dtype)
 
         def step() -> None:

@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from mmhcnet import HcNet
+from mmhcnet.errors import UserError
+from mmhcnet.inference.operations import count_operations
 
 from ..conftest import load_script
 from .conftest import ROOT
@@ -32,32 +34,68 @@ def test_benchmark(tool, tmp_path):
     assert Image.open(tmp_path / 'resolution.png').size[0] > 1000
 
 
-def test_benchmark_leaves_out_what_does_not_compile(monkeypatch, capsys):
+def test_benchmark_names_and_leaves_out_what_fails(monkeypatch, capsys):
     benchmark = load_script(BENCHMARK)
 
     def make_step(case, device):
+        if case.model == 'large':
+            raise MemoryError('for its weights')
+
         def step():
-            if case.compile and case.model != 'good':
-                raise RuntimeError('no compiler')
+            if case.compile != 'off' and case.model != 'good':
+                raise RuntimeError('no compiler\nand a long log')
         return step
 
     monkeypatch.setattr(benchmark, 'make_step', make_step)
-    cases = [benchmark.Case(model, 'channels_last', compiled, 'inference', 'fp32', 1, 32)
-             for model in ('good', 'bad') for compiled in (False, True)]
+    cases = [benchmark.Case(model, 'channels_last', compile, 'inference', 'fp32', 1, 32)
+             for model in ('good', 'bad', 'large') for compile in ('off', 'whole')]
     args = argparse.Namespace(device='cpu', seconds=0.001, rounds=2)
     rows = benchmark.measure(cases, args)
     assert [(row['model'], row['compile']) for row in rows] == [
-        ('good', False), ('good', True), ('bad', False)]
-    assert 'bad, fp32, channels_last, 32: left out, torch.compile failed' in capsys.readouterr().out
-    with pytest.raises(SystemExit, match='failed for every row'):
+        ('good', 'off'), ('good', 'whole'), ('bad', 'off')]
+    assert capsys.readouterr().out.splitlines() == [
+        'bad, fp32, channels_last, compile whole, 32: left out, RuntimeError: no compiler and a '
+        'long log',
+        'large, fp32, channels_last, compile off, 32: left out, MemoryError: for its weights',
+        'large, fp32, channels_last, compile whole, 32: left out, MemoryError: for its weights']
+    with pytest.raises(SystemExit, match='every row failed'):
         benchmark.measure(cases[3:], args)
+
+
+def test_benchmark_goes_on_without_swin_in_bfloat16(capsys):
+    benchmark = load_script(BENCHMARK)
+    cases = [benchmark.Case(model, 'channels_last', 'off', 'inference', 'bf16', 1, 32)
+             for model in ('swin_t', 'hcnet_t')]
+    args = argparse.Namespace(device='cpu', seconds=0.001, rounds=1)
+    assert [row['model'] for row in benchmark.measure(cases, args)] == ['hcnet_t']
+    assert 'swin_t, bf16, channels_last, compile off, 32: left out' in capsys.readouterr().out
+
+
+def test_only_our_models_have_blocks_to_compile():
+    benchmark = load_script(BENCHMARK)
+    case = benchmark.Case('resnet50', 'channels_last', 'blocks', 'inference', 'fp32', 1, 32)
+    with pytest.raises(UserError, match='this model has none'):
+        benchmark.make_step(case, 'cpu')
+
+
+def test_benchmark_counts():
+    benchmark = load_script(BENCHMARK)
+    args = argparse.Namespace(models=['resnet50', 'hcnet_t'], sizes=[64], batch=2)
+    rows = [line.split(' | ') for line in benchmark.counts(args).splitlines()[2:]]
+    assert [row[:2] for row in rows] == [
+        [f'| {model}', mode] for model in args.models for mode in ('inference', 'training')]
+    counts = [int(row[2]) for row in rows]
+    expected = count_operations(HcNet(out_indices=(3, )).eval(), (2, 3, 64, 64), training=False)
+    assert counts[2] == sum(expected.values()) and counts[3] > 2 * counts[2]
+    # A ResNet-50: 53 convolutions, 53 norms, 49 ReLUs, a pooling, 16 additions.
+    assert counts[0] == 53 + 53 + 49 + 1 + 16
 
 
 @pytest.mark.slow
 def test_peak_memory_is_not_that_of_the_parent():
     benchmark = load_script(BENCHMARK)
     args = argparse.Namespace(device='cpu', threads=1)
-    sizes = [benchmark.Case('hcnet_t', 'channels_last', False, 'inference', 'fp32', 1, size)
+    sizes = [benchmark.Case('hcnet_t', 'channels_last', 'off', 'inference', 'fp32', 1, size)
              for size in (64, 640)]
     ballast = np.ones(2 * 2**30 // 8)
     small, large = (benchmark.measured_apart(case, args) for case in sizes)

@@ -3,14 +3,17 @@
 Every combination of model, precision, layout and compilation is a row. After a warm-up, which
 includes compilation, the rows take turns, round after round; a row's figure is the median of its
 rounds, so that whatever else the machine does meets all of them alike. The last column is the
-throughput over the first row's of that image size. What torch cannot compile on this machine is
-said and left out.
+throughput over the first row's of that image size. A row that fails, for whatever reason, is named
+and left out.
 Peak memory is that of torch's allocator on a GPU, and on a CPU the resident set of a fresh process
 per row, libraries included.
 
-Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref in their plain form, layer
-by layer; vheat_*_deploy folded for
-the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
+--compile: blocks and graphs are --compile and --compile graphs of train.py, for HcNet and VHeat;
+whole and whole_graphs are torch.compile of any model, in its default mode and in reduce-overhead.
+--count measures no time: it counts the operators that a step issues on a GPU, which takes none.
+
+Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref in their plain form, layer by layer;
+vheat_*_deploy folded for the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
 """
 import argparse
 import csv
@@ -19,6 +22,8 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from contextlib import nullcontext
 from itertools import product
 from typing import Callable, List, NamedTuple
 
@@ -27,12 +32,16 @@ from torch import nn
 from tqdm import tqdm
 
 from mmhcnet import HcNet, VHeat
+from mmhcnet.cli.compile import compile_blocks, compiling
+from mmhcnet.cli.errors import explain
 from mmhcnet.cli.memory import peak_memory
+from mmhcnet.inference.operations import count_operations
 from mmhcnet.inference.timing import Classifier, timed
 from mmhcnet.models.fusion import plain_form
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)
+COMPILE = ('off', 'blocks', 'graphs', 'whole', 'whole_graphs')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 FIELDS = ['model', 'layout', 'compile', 'mode', 'precision', 'batch', 'size', 'ms_per_image',
           'images_per_s', 'spread_percent', 'peak_memory_mb', 'ratio_to_first']
@@ -42,7 +51,7 @@ class Case(NamedTuple):
     """What one row measures."""
     model: str
     layout: str
-    compile: bool
+    compile: str
     mode: str
     precision: str
     batch: int
@@ -74,6 +83,15 @@ def build_backbone(name: str, size: int) -> nn.Module:
              '_b, hcnet_*_ref, vheat_*_ref, vheat_*_deploy, or resnet50')
 
 
+def compiled(model: nn.Module, how: str) -> nn.Module:
+    """The model as one of COMPILE says."""
+    if how in ('blocks', 'graphs'):
+        compile_blocks(model, graphs=how == 'graphs')
+    elif how != 'off':
+        return torch.compile(model, mode='default' if how == 'whole' else 'reduce-overhead')
+    return model
+
+
 def make_step(case: Case, device: str) -> Callable[[], None]:
     """One call: inference of a batch, or a training step (forward, backward, AdamW)."""
     torch.manual_seed(0)
@@ -84,7 +102,7 @@ def make_step(case: Case, device: str) -> Callable[[], None]:
     if case.mode == 'inference':
         # Weights and images in the precision asked for.
         model, x = model.eval().to(dtype), x.to(dtype)
-        run = torch.compile(model) if case.compile else model
+        run = compiled(model, case.compile)
 
         def step():
             with torch.inference_mode():
@@ -94,7 +112,7 @@ def make_step(case: Case, device: str) -> Callable[[], None]:
     model.train()
     target = torch.randint(1000, (case.batch, ), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device != 'cpu')
-    run = torch.compile(model) if case.compile else model
+    run = compiled(model, case.compile)
 
     def step():
         with torch.autocast(device, dtype, enabled=dtype != torch.float32):
@@ -124,34 +142,32 @@ def measured_apart(case: Case, args: argparse.Namespace) -> float:
         [sys.executable, __file__, '--device', args.device, '--threads', str(args.threads),
          '--worker', json.dumps(case._asdict())], capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f'Error: measuring the memory of {case} failed:\n{done.stderr[-2000:]}')
+        raise RuntimeError(done.stderr.strip()[-2000:].splitlines()[-1])
     return float(done.stdout.split()[-1])
 
 
-def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
-    """Times of all cases of one image size, interleaved; one dict per case.
+def left_out(case: Case, error: Exception) -> None:
+    tqdm.write(f'{case.model}, {case.precision}, {case.layout}, compile {case.compile}, '
+               f'{case.size}: left out, {type(error).__name__}: {explain(error)[:200]}')
 
-    A case that torch cannot compile here is said and left out.
-    """
+
+def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
+    """Times of all cases of one image size, interleaved; one dict per case that does not fail."""
     warm, steps, repeats = [], [], []
     for case in tqdm(cases, desc=f'warm-up at {cases[0].size}', leave=False):
-        step = make_step(case, args.device)
         try:
-            step()
-        except RuntimeError as error:
-            if not case.compile:
-                raise
-            tqdm.write(f'{case.model}, {case.precision}, {case.layout}, {case.size}: left out, '
-                       f'torch.compile failed ({type(error).__name__})')
+            step = make_step(case, args.device)
+            for _ in range(3):
+                step()
+            once = timed(step, 1, args.device)
+        except Exception as error:  # whatever the model or the compiler raises
+            left_out(case, error)
             continue
-        for _ in range(2):
-            step()
-        once = timed(step, 1, args.device)
         warm.append(case)
         steps.append(step)
         repeats.append(max(1, min(100, round(args.seconds / once))))
     if not warm:
-        sys.exit('Error: torch.compile failed for every row; leave --compile on out')
+        sys.exit('Error: every row failed, for the reasons above')
     times = [[] for _ in warm]
     for _ in tqdm(range(args.rounds), desc=f'rounds at {cases[0].size}', leave=False):
         for row, step, count in zip(times, steps, repeats):
@@ -189,11 +205,11 @@ def draw(rows: List[dict], path: str, title: str) -> None:
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
     for panel, key, unit in ((panels[0], 'images_per_s', 'images per second'),
                              (panels[1], 'peak_memory_mb', 'peak memory (MB)')):
-        for (model, precision, layout, compiled), points in lines.items():
+        for (model, precision, layout, compile), points in lines.items():
             points = [p for p in points if p[key] != '']
             panel.plot([p['size'] for p in points], [p[key] for p in points], marker='o',
                        label=f'{model}, {precision}, {layout.replace("_", " ")}'
-                             f'{", compiled" if compiled else ""}')
+                             f'{"" if compile == "off" else f", compile {compile}"}')
         panel.set(xlabel='height and width of the image (pixels)', ylabel=unit, yscale='log',
                   xscale='log')
         sizes = sorted({row['size'] for row in rows})
@@ -216,6 +232,19 @@ def table(rows: List[dict]) -> str:
     return '\n'.join(lines)
 
 
+def counts(args: argparse.Namespace) -> str:
+    """Operators of inference and of training, per model, as a Markdown table."""
+    lines = ['| model | mode | operators | the most frequent |', '| --- | --- | --- | --- |']
+    for model, size, mode in product(args.models, args.sizes, ('inference', 'training')):
+        training = mode == 'training'
+        backbone = build_backbone(model, size)
+        backbone.train(training)
+        found = count_operations(backbone, (args.batch, 3, size, size), training)
+        often = ', '.join(f'{name} {number}' for name, number in found.most_common(5))
+        lines.append(f'| {model} | {mode} | {sum(found.values())} | {often} |')
+    return '\n'.join(lines)
+
+
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -228,13 +257,15 @@ def parse_args() -> argparse.Namespace:
                         help='inference: of weights and images; training: of autocast')
     parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=['channels_first'],
                         help='of images and weights')
-    parser.add_argument('--compile', nargs='+', choices=['off', 'on'], default=['off'])
+    parser.add_argument('--compile', nargs='+', choices=COMPILE, default=['off'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
     parser.add_argument('--tf32', action='store_true', help='TF32 products on a GPU')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=1., help='per row and round')
     parser.add_argument('--memory', action='store_true', help='measure the peak memory as well')
+    parser.add_argument('--count', action='store_true',
+                        help='count the operators of a step instead of measuring its time')
     parser.add_argument('--csv', help='file for the rows')
     parser.add_argument('--plot', help='picture of throughput and memory against resolution')
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
@@ -250,16 +281,23 @@ def main() -> None:
     if args.worker:
         print(memory_of(Case(**args.worker), args.device))
         return
+    if args.count:
+        print(counts(args))
+        return
     rows = []
     for size in args.sizes:
-        cases = [Case(model, layout, compiled == 'on', args.mode, precision, args.batch, size)
-                 for model, precision, layout, compiled in product(
+        cases = [Case(model, layout, compile, args.mode, precision, args.batch, size)
+                 for model, precision, layout, compile in product(
                      args.models, args.precision, args.layouts, args.compile)]
-        measured = measure(cases, args)
+        with nullcontext() if args.compile == ['off'] else compiling():
+            measured = measure(cases, args)
         if args.memory:
             for row in tqdm(measured, desc='memory', leave=False):
                 case = Case(**{field: row[field] for field in Case._fields})
-                row['peak_memory_mb'] = round(measured_apart(case, args))
+                try:
+                    row['peak_memory_mb'] = round(measured_apart(case, args))
+                except RuntimeError as error:
+                    left_out(case, error)
         rows += measured
     print(f'{environment(args)}; medians of {args.rounds} interleaved rounds\n\n{table(rows)}')
     for model in args.models:
@@ -268,8 +306,7 @@ def main() -> None:
             continue
         best = min(own, key=lambda row: row['ms_per_image'])
         print(f'\n{model} at its best, {args.sizes[0]}: {best["ms_per_image"]} ms an image, '
-              f'{best["precision"]}, {best["layout"]}{", compiled" if best["compile"] else ""}',
-              end='')
+              f'{best["precision"]}, {best["layout"]}, compile {best["compile"]}', end='')
     print()
     if args.csv:
         with open(args.csv, 'w', newline='') as file:
