@@ -17,7 +17,7 @@ from torch import Tensor
 from mmhcnet.errors import UserError, nearest
 
 from .download import download
-from .formats import Damaged, Refused, open_regular, read_plain
+from .formats import Refused, open_regular, read_plain
 
 _CONVERT = ('where it may run anything, as in a container: python -c "import torch; torch.save({}, '
             "'weights.pth')\"")

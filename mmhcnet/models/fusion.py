@@ -5,7 +5,6 @@ form issues fewer operations and keeps less for the backward pass. It runs only 
 notice: where something hooks, wraps, replaces or differentiates a layer in a way that needs it to
 be called, the plain form runs. :func:`plain_form` chooses it by hand.
 """
-import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass

@@ -5,7 +5,7 @@ nothing. Grid spacing and time step are 1, so k is in pixels². The group that g
 is the mesh Fourier number k·Σw: for k·Σw <= 1 each new value is a convex combination of old ones
 (maximum principle), beyond it the scheme can oscillate and grow.
 """
-from typing import Optional, Tuple, Union
+from typing import List, Optional, Tuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -92,9 +92,7 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
     Raises:
         ValueError: ``w`` is not (C, 4), or ``k`` of another shape.
     """
-    _check_weights(z, w)
-    _check_rate(z, k)
-    inputs = [t for t in (z, w, k) if isinstance(t, Tensor)]
+    inputs = _checked(z, w, k)
     if needs_gradient(*inputs) and use_triton(backend, *inputs):
         return _HeatStep.apply(z, w, _as_tensor(k, z))
     return heat_step_forward(z, w, k, backend=backend)
@@ -136,6 +134,15 @@ def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
         raise ValueError(f'k must broadcast to (B, C, 1, 1) = {shape}, got {tuple(k.shape)}')
 
 
+def _checked(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
+             offset: Optional[Tensor] = None) -> List[Tensor]:
+    """The tensors among the inputs, once their shapes are known to fit."""
+    _check_weights(z, w)
+    _check_rate(z, k)
+    check_offset(z, offset)
+    return [t for t in (z, w, k, offset) if isinstance(t, Tensor)]
+
+
 def heat_step_forward_ref(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
                           offset: Optional[Tensor] = None) -> Tensor:
     """:func:`heat_step_forward` in plain torch."""
@@ -164,11 +171,7 @@ def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
     Raises:
         ValueError: ``w`` is not (C, 4), or ``k`` or ``offset`` is of another shape.
     """
-    inputs = [t for t in (z, w, k, offset) if isinstance(t, Tensor)]
-    _check_weights(z, w)
-    _check_rate(z, k)
-    check_offset(z, offset)
-    if use_triton(backend, *inputs):
+    if use_triton(backend, *_checked(z, w, k, offset)):
         from .triton.heat_step import heat_step_forward as fused
         return fused(z, w, _as_tensor(k, z), offset)
     return heat_step_forward_ref(z, w, k, offset)
@@ -213,9 +216,7 @@ def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor,
     Raises:
         ValueError: ``w`` is not (C, 4), or ``k`` of another shape.
     """
-    _check_weights(z, w)
-    _check_rate(z, k)
-    inputs = [t for t in (z, w, k, dout) if t is not None]
+    inputs = [*_checked(z, w, k), dout]
     k = k.expand(z.shape[0], z.shape[1], 1, 1)
     if use_triton(backend, *inputs):
         from .triton.heat_step import heat_step_sums as fused
@@ -265,11 +266,7 @@ def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Union[Tensor, flo
     Raises:
         ValueError: ``w`` is not (C, 4), or ``k`` or ``mean_grad`` is of another shape.
     """
-    inputs = [t for t in (dout, w, k, mean_grad) if isinstance(t, Tensor)]
-    _check_weights(dout, w)
-    _check_rate(dout, k)
-    check_offset(dout, mean_grad)
-    if use_triton(backend, *inputs):
+    if use_triton(backend, *_checked(dout, w, k, mean_grad)):
         from .triton.heat_step import heat_step_transposed as fused
         return fused(dout, w, _as_tensor(k, dout), mean_grad)
     return heat_step_transposed_ref(dout, w, k, mean_grad).to(dout.dtype)

@@ -60,6 +60,13 @@ def gradients(model, parameters, x):
     return outs, torch.autograd.grad(loss, [x, *parameters])
 
 
+def assert_alike(found, expected, atol):
+    """Of outputs and gradients: the difference, relative to the largest value above 1."""
+    for value, other in zip((*found[0], *found[1]), (*expected[0], *expected[1])):
+        scale = other.abs().max().clamp(min=1)
+        torch.testing.assert_close(value / scale, other / scale, rtol=0, atol=atol)
+
+
 @pytest.mark.parametrize('name', MODELS)
 @pytest.mark.parametrize('size', [(64, 64), (45, 77)])
 @pytest.mark.parametrize('form', ['fused', 'plain'])
@@ -78,10 +85,7 @@ def test_equal_to_op_by_op(name, size, form, block_forms):
     outs, grads = gradients(model, parameters, x)
     assert set(block_forms) == {form}
     expected_outs, expected_grads = gradients(OpByOp(model), parameters, x)
-    for value, expected in zip((*outs, *grads), (*expected_outs, *expected_grads)):
-        scale = expected.abs().max().clamp(min=1)
-        torch.testing.assert_close(value / scale, expected / scale, rtol=0, atol=1e-5
-                                   if cls is VHeat else 1e-11)
+    assert_alike((outs, grads), (expected_outs, expected_grads), 1e-5 if cls is VHeat else 1e-11)
 
 
 @pytest.mark.parametrize('name', MODELS)
@@ -91,10 +95,7 @@ def test_fused_equals_plain_in_float32(name):
     parameters = list(model.parameters())
     x = torch.randn(2, 3, 64, 48)
     fused = gradients(model, parameters, x)
-    plain = gradients(plain_form(model), parameters, x)
-    for value, expected in zip((*fused[0], *fused[1]), (*plain[0], *plain[1])):
-        scale = expected.abs().max().clamp(min=1)
-        torch.testing.assert_close(value / scale, expected / scale, rtol=0, atol=1e-5)
+    assert_alike(fused, gradients(plain_form(model), parameters, x), 1e-5)
 
 
 @pytest.mark.parametrize('cls, arch', [(HcNet, SMALL), (VHeat, PRE)])
@@ -314,9 +315,7 @@ def test_compiles_as_one_graph_(name):
     eager = gradients(model, parameters, x)
     torch._dynamo.reset()
     compiled = gradients(torch.compile(model, backend='aot_eager', fullgraph=True), parameters, x)
-    for value, expected in zip((*compiled[0], *compiled[1]), (*eager[0], *eager[1])):
-        scale = expected.abs().max().clamp(min=1)
-        torch.testing.assert_close(value / scale, expected / scale, rtol=0, atol=1e-5)
+    assert_alike(compiled, eager, 1e-5)
 
 
 @families

@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from mmhcnet import VHeat, convert_state_dict
-from mmhcnet.models.backbones.vheat import ARCHS
 
 from ..old_torch import HALF, compiles
 

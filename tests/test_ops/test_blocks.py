@@ -3,22 +3,16 @@
 Plain torch on a CPU; the fused kernels with Triton's interpreter or on a GPU.
 """
 import itertools
-import os
 
 import pytest
 import torch
 
-from mmhcnet.ops import (ConductionWeights, HcBlockWeights, MlpWeights, Residual, backend, hc_block,
+from mmhcnet.ops import (ConductionWeights, HcBlockWeights, MlpWeights, Residual, hc_block,
                          hc_block_ref, spectral_decay, vheat_conduction, vheat_conduction_ref,
                          vheat_mlp, vheat_mlp_ref)
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-if INTERPRETED:
-    KERNELS = [('triton', 'cpu')]
-elif backend._INSTALLED and torch.cuda.is_available():
-    KERNELS = [('triton', 'cuda')]
-else:
-    KERNELS = []
+from .where import INTERPRETED, KERNELS
+
 # In float64 there is plain torch only, and second derivatives are always its.
 in_plain_torch = pytest.mark.skipif(INTERPRETED, reason='of plain torch, which runs without it')
 everywhere = pytest.mark.parametrize(

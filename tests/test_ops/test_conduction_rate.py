@@ -7,7 +7,8 @@ import torch
 
 from mmhcnet.ops import conduction_rate_backward, conduction_rate_forward
 
-from .test_blocks import INTERPRETED, everywhere
+from .test_blocks import everywhere
+from .where import INTERPRETED
 
 # More samples, channels and pixels than a program takes, and one of each.
 SHAPES = [(17, 70, 2, 3), (2, 3, 19, 17), (1, 1, 1, 1)] + [(4, 128, 28, 28)] * (not INTERPRETED)

@@ -2,24 +2,20 @@
 
 Plain torch on a CPU; the fused kernels with Triton's interpreter or on a GPU.
 """
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmhcnet.ops import (backend, gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref,
+from mmhcnet.ops import (gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref,
                          group_norm_1_backward, group_norm_1_forward, group_norm_1_ref,
                          heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed,
                          norm_gate_backward, norm_gate_forward)
 
-INTERPRETED = os.environ.get('TRITON_INTERPRET') == '1'
-if INTERPRETED:
-    WHERE = [('triton', 'cpu')]
-elif backend._INSTALLED and torch.cuda.is_available():
-    WHERE = [('torch', 'cpu'), ('torch', 'cuda'), ('triton', 'cuda')]
-else:
-    WHERE = [('torch', 'cpu')]
+from .where import INTERPRETED, KERNELS
+
+WHERE = KERNELS if INTERPRETED else [
+    ('torch', 'cpu'), *(('torch', device) for _, device in KERNELS), *KERNELS]
 # Also two and four samples to a program of the kernels, and strips of 7 and of 8 columns.
 SHAPES = [(2, 3, 3, 9), (2, 64, 2, 8), (4, 32, 2, 7), (1, 70, 2, 2), (1, 2, 15, 1), (1, 1, 1, 1)]
 if not INTERPRETED:

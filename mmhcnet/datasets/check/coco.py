@@ -2,13 +2,13 @@
 import math
 import os
 from collections import Counter
-from typing import Dict, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mmhcnet.cli.errors import explain
 from mmhcnet.training.sample_rules import is_left_out
 
 from .findings import WARNING, Counts, Finding, listed
-from .sources import Source
+from .sources import Annotations, Source
 
 # Boxes of COCO itself leave the image by fractions of a pixel.
 TOLERANCE = 1.
@@ -25,7 +25,7 @@ def has_mask(annotation: dict) -> bool:
         isinstance(part, list) and len(part) >= 6 for part in mask)
 
 
-class CocoFile:
+class CocoFile(Annotations):
     """An annotation file as one data set uses it.
 
     Args:
@@ -33,7 +33,7 @@ class CocoFile:
     """
 
     def __init__(self, source: Source):
-        self.source = source
+        super().__init__(source)
         self.file = source.lazy.ann_file
         self.with_mask = any(step.get('with_mask') for step in source.steps) or any(
             'segm' in (metric.get('metric') or []) for metric in source.evaluators.values()
@@ -41,8 +41,6 @@ class CocoFile:
         self.content: Optional[dict] = None
         # Whether any category is among the classes; otherwise nothing follows from their number.
         self.fits = True
-        # Images that are named and not there.
-        self.missing: Set[str] = set()
 
     def quick(self) -> Iterator[Finding]:
         """What ends a training or makes it learn something else: layout, keys and names."""

@@ -2,10 +2,10 @@
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional, Set
+from typing import Dict, Iterator, List, Optional
 
 from .findings import WARNING, Counts, Finding, listed
-from .sources import Source
+from .sources import Annotations, Source
 
 
 def files_below(folder: str) -> List[str]:
@@ -14,7 +14,7 @@ def files_below(folder: str) -> List[str]:
                   for root, _, names in os.walk(folder, followlinks=True) for name in names)
 
 
-class ClassFolders:
+class ClassFolders(Annotations):
     """What a ``CustomDataset`` of mmpretrain finds: class folders, or an annotation file.
 
     Args:
@@ -22,13 +22,10 @@ class ClassFolders:
     """
 
     def __init__(self, source: Source):
-        self.source = source
-        self.dataset = source.lazy
+        super().__init__(source)
         self.root = self.dataset.img_prefix
         self.names = source.classes
         self.counts: Optional[Counts] = None
-        # Images that are named and not there.
-        self.missing: Set[str] = set()
 
     @property
     def classes(self) -> Optional[list]:

@@ -9,10 +9,10 @@ from mmengine.fileio import list_dir_or_file
 from mmhcnet.training.sample_rules import ids_without_class
 
 from .findings import WARNING, Counts, Finding
-from .sources import Loaded, Source
+from .sources import Annotations, Loaded, Source
 
 
-class LabelMaps:
+class LabelMaps(Annotations):
     """Label maps of a ``BaseSegDataset`` of mmseg, as its pipeline loads them.
 
     Args:
@@ -20,8 +20,7 @@ class LabelMaps:
     """
 
     def __init__(self, source: Source):
-        self.source = source
-        self.dataset = source.lazy
+        super().__init__(source)
         self.has_labels = any('LoadAnnotations' in str(step.get('type')) for step in source.steps)
         # A subset of the classes is taken from label maps of all.
         known = (type(self.dataset).METAINFO if self.dataset.label_map
@@ -31,8 +30,6 @@ class LabelMaps:
         self.maps = np.zeros(0, int)
         self.ignored = self.read = 0
         self.values: Set[int] = set()
-        # Images that are named and not there, or without a label map.
-        self.missing: Set[str] = set()
 
     def quick(self) -> Iterator[Finding]:
         """Classes, and whether there are files."""

@@ -5,7 +5,7 @@ import io
 import json
 import os
 from functools import cached_property
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
 
 from mmengine.config import Config
 from mmengine.fileio import exists, get
@@ -140,6 +140,20 @@ class Source:
             except Exception as failure:  # a loader of the user's raises whatever it likes
                 error = failure
             yield Loaded(info, results or {}, error)
+
+
+class Annotations:
+    """What a data set knows of its samples; a subclass reads one kind of files.
+
+    Args:
+        source (Source): The data set.
+    """
+
+    def __init__(self, source: Source):
+        self.source = source
+        self.dataset = source.lazy
+        # Images that are named and not there, or that lack their label map.
+        self.missing: Set[str] = set()
 
 
 def sources_of(cfg: Config, split: str) -> List[Source]:
