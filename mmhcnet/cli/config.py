@@ -50,6 +50,19 @@ RUNNER_KEYS = ('activation_checkpointing', 'compile', 'efficient_conv_bn_eval',
 TOOL_KEYS = ('data_help', 'fit_schedule', 'runner_type', 'tta_model', 'tta_pipeline')
 
 
+# mmengine leaves one of these out where a config sets it to None, and fails on any other name.
+MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler',
+                  'checkpoint')
+
+
+def _leave_out_hooks(cfg: Config) -> None:
+    """Take hooks of ours and of the task's package that are set to None out of a config."""
+    hooks = cfg.get('default_hooks') or {}
+    for name in [name for name, hook in hooks.items() if hook is None]:
+        if name not in MMENGINE_HOOKS:
+            del hooks[name]
+
+
 def _check_options(cfg: Config, options: dict) -> None:
     """Refuse options whose first word is nowhere, because mmengine ignores them silently."""
     runner = RUNNERS.get(options.get('runner_type', cfg.get('runner_type', 'Runner'))) or Runner
@@ -65,8 +78,8 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
     """A config with the options of the command line merged into it.
 
     The work directory is, in this order, ``work_dir``, the one in the config, or
-    ``work_dirs/<name of the config>``. The learning-rate schedule is fitted to ``train_cfg``
-    unless an option sets ``param_scheduler``.
+    ``work_dirs/<name of the config>``. A default hook that is set to None is left out. The
+    learning-rate schedule is fitted to ``train_cfg`` unless an option sets ``param_scheduler``.
 
     Raises:
         FileNotFoundError: No such config file.
@@ -93,6 +106,7 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
         except (KeyError, TypeError) as error:
             raise UserError(f"the option '{key}' does not fit the config: {explain(error)}"
                             ) from error
+    _leave_out_hooks(cfg)
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
         fit_schedule(cfg, planned)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
@@ -127,7 +141,7 @@ def check_optimizer(cfg: Config) -> None:
 
 
 def fuse_optimizer(cfg: Config) -> None:
-    """Let an optimizer of torch run as one kernel on a GPU, unless the config says how it is to run.
+    """Let an optimizer of torch run as one kernel on a GPU, unless the config says how it runs.
 
     torch does not do it by default. It is faster, and can leave a step out without the host
     (:class:`mmhcnet.training.finite_steps.FiniteHook`).

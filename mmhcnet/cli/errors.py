@@ -142,8 +142,8 @@ def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
     """End the program with one line instead of a traceback on a mistake in config or command.
 
     Until the first iteration is done, and in the first validation, whatever fails comes from what
-    the user wrote: config, command, data, checkpoint. The line begins with the file and line of the user's config that is
-    at fault, where that can be found.
+    the user wrote: config, command, data, checkpoint. The line begins with the file and line of the
+    user's config that is at fault, where that can be found.
 
     Args:
         log_dir (Callable, optional): Folder of the run, which gets the traceback as ``error.log``;

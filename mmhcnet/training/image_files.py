@@ -55,8 +55,8 @@ def read_through_backend(dataset: Any) -> None:
     """
     for step in _steps(getattr(dataset, 'pipeline', None)):
         # Those that decode what mmengine's file backends read.
-        local = hasattr(step, 'imdecode_backend') and getattr(step, 'file_client_args', None) is None
-        if local and getattr(step, 'backend_args', None) in (None, {}, dict(backend='local')):
+        decodes = hasattr(step, 'imdecode_backend')
+        if getattr(step, 'file_client_args', None) is None and decodes and getattr(step, 'backend_args', None) in (None, {}, dict(backend='local')):
             step.backend_args = dict(backend=BACKEND)
 
 

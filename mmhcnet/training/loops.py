@@ -115,8 +115,8 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def __init__(self, runner: Runner, dataloader: dict, max_epochs: int, val_begin: int = 1,
                  val_interval: int = 1,
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
-        super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs, val_begin,
-                         val_interval, dynamic_intervals)
+        super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs,
+                         val_begin, val_interval, dynamic_intervals)
 
     def run(self) -> torch.nn.Module:
         """Train from where the run stands to its end."""

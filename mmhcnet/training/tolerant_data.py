@@ -62,8 +62,8 @@ def read_tolerantly(dataset: Any, index: int) -> Loaded:
 class Collate:
     """Batches samples with another function, and keeps their faults with them.
 
-    A batch without faults is what the other function returns. Faults are an entry of a dict; a batch
-    of another type is put into a :class:`Loaded` with them.
+    A batch without faults is what the other function returns. Faults are an entry of a dict; a
+    batch of another type is put into a :class:`Loaded` with them.
 
     Args:
         function (Callable): Makes a batch of a list of samples.

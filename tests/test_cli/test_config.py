@@ -7,11 +7,14 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmhcnet.cli.config import (RUNNER_KEYS, add_tensorboard, check_data, check_optimizer,
-                                fuse_optimizer, load_config, missing_data, stock_config)
+from mmhcnet.cli.config import (MMENGINE_HOOKS, RUNNER_KEYS, add_tensorboard, check_data,
+                                check_optimizer, fuse_optimizer, load_config, missing_data,
+                                stock_config)
 from mmhcnet.cli.distributed import _replace_sync_bn
 from mmhcnet.cli.trial import FirstSamples
 from mmhcnet.errors import UserError
+
+from ..toy import toy_runner
 
 
 @pytest.fixture
@@ -265,3 +268,22 @@ def test_what_was_not_looked_for_is_said(monkeypatch):
         data_root='s3://bucket/coco', ann_file='a.json')))), ['train'])
     assert lines == ['Not looked for, because they lie in another storage: s3://bucket/coco, '
                      's3://bucket/coco/a.json']
+
+
+def test_any_default_hook_can_be_left_out(config, tmp_path):
+    (tmp_path / 'hooks.py').write_text(
+        f"_base_ = '{config}'\n"
+        "default_hooks = dict(finite=dict(type='mmhcnet.FiniteHook'), preemption=None, timer=None)")
+    cfg = load_config(str(tmp_path / 'hooks.py'), {'default_hooks.finite': None}, None)
+    assert cfg.default_hooks == dict(timer=None)
+    runner = toy_runner(tmp_path / 'run')
+    runner._hooks.clear()
+    runner.register_default_hooks(cfg.default_hooks)
+    assert len(runner.hooks) == len(MMENGINE_HOOKS) - 1
+
+
+def test_the_hooks_that_mmengine_leaves_out_itself(tmp_path):
+    runner = toy_runner(tmp_path)
+    runner._hooks.clear()
+    runner.register_default_hooks(dict.fromkeys(MMENGINE_HOOKS))
+    assert not runner.hooks

@@ -36,7 +36,7 @@ TRAIN = {
     'unknown name': ('model = dict(a=b)', ['NO'], "name 'b' is not defined"),
     'missing base': ("_base_ = './no_base.py'", ['NO'], 'no_base.py'),
     'not a config': ('{"model":', ['NO', 'json'], 'cannot read the config'),
-    'line of a syntax error': ('a = 1\nmodel = dict(\n', ['NO'], 'config.py:2: cannot read the config'),
+    'line of a syntax error': ('a = 1\nmodel = dict(\n', ['NO'], 'config.py:2: cannot read'),
     'line of an unknown name': ('a = 1\nmodel = dict(\n  a=b)', ['NO'], 'config.py:3: cannot read'),
     'no train_cfg': ('model = dict(type="X")', ['NO'], 'the config has no train_cfg'),
     'no length': ('train_cfg = dict(type="mmhcnet.EpochTrainLoop")', ['NO'],
@@ -220,6 +220,7 @@ def test_without_the_data_check(failed):
 
 def test_the_line_of_the_own_config(failed, tmp_path):
     own = tmp_path / 'own.py'
-    own.write_text(f"_base_ = '{ROOT / CLS}'\nmodel = dict(\n    backbone=dict(stencill='isotropic'))\n")
+    own.write_text(f"_base_ = '{ROOT / CLS}'\n"
+                   "model = dict(\n    backbone=dict(stencill='isotropic'))\n")
     line = failed('train.py', str(own), ['NO', '--no-data-check'])
     assert f'{own}:3: HcNet has no argument' in line and line.count('(the traceback is in ') == 1

@@ -384,7 +384,8 @@ def test_buffers_made_or_exchanged_within_an_iteration():
 
         def forward(self, *args, mode='tensor', **kwargs):
             if mode == 'loss':
-                self.register_buffer('seen', torch.ones(2) * getattr(self, 'seen', torch.ones(1))[0])
+                seen = getattr(self, 'seen', torch.ones(1))
+                self.register_buffer('seen', torch.ones(2) * seen[0])
                 self.body[0].register_buffer('late', torch.ones(3))
             return super().forward(*args, mode=mode, **kwargs)
 

@@ -8,8 +8,8 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, R
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmhcnet.training.sample_rules import (BadSample, boxes_left_out, check_sample, is_cut, png_size,
-                                           source_of, sources)
+from mmhcnet.training.sample_rules import (BadSample, boxes_left_out, check_sample, is_cut,
+                                           png_size, source_of, sources)
 
 DATASET = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')), ignore_index=255)
 
@@ -98,8 +98,9 @@ def test_a_thumbnail_does_not_end_its_photo(picture, tmp_path):
     assert is_cut(path) and is_cut(path.read_bytes())
 
 
-@pytest.mark.parametrize('content', [b'', b'\xff\xd8', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\x00\x00' * 9,
-                                     b'\x89PNG\r\n\x1a\n', b'\x89PNG\r\n\x1a\n\xff\xff\xff\xff'])
+@pytest.mark.parametrize('content', [
+    b'', b'\xff\xd8', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\x00\x00' * 9, b'\x89PNG\r\n\x1a\n',
+    b'\x89PNG\r\n\x1a\n\xff\xff\xff\xff'])
 def test_contents_that_are_no_images(content):
     assert is_cut(content) == bool(content)
 

@@ -1,10 +1,10 @@
 """What each of the default hooks, and each look at the data, adds to training.
 
 Training steps of a classifier: every hook is measured against the same steps without it, which take
-turns with its own, one by one. "ms in its calls" is the time that the host spends in the hook, which
-on a CPU is all of it; "step over without" is the median of the ratios of neighbouring steps and holds
-what the device does besides. Then once per sample, per annotation file and per checkpoint: the time
-with the check over that without it, in turns as well.
+turns with its own, one by one. "ms in its calls" is the time that the host spends in the hook,
+which on a CPU is all of it; "step over without" is the median of the ratios of neighbouring steps
+and holds what the device does besides. Then once per sample, per annotation file and per
+checkpoint: the time with the check over that without it, in turns as well.
 
 On a CPU times are those of the processor, which other programs on the machine change less than they
 change the clock's; only writing a checkpoint is by the clock.
@@ -241,8 +241,7 @@ def measure_annotations(rounds: int, path: Path) -> tuple:
 def measure_checkpoints(args: argparse.Namespace, folder: Path) -> tuple:
     """Writing a checkpoint's bytes as mmengine does, and flushed, read back and with its record."""
     weights = Classifier(args.model, 0).state_dict()
-    content = torch.empty(sum(value.numel() * value.element_size() for value in weights.values()) * 3,
-                          dtype=torch.uint8).numpy().tobytes()
+    content = bytes(3 * sum(value.numel() * value.element_size() for value in weights.values()))
     ours = get_file_backend(backend_args=dict(backend='mmhcnet.checkpoint'))
     return in_turns(max(2, args.rounds // 4), lambda: (folder / 'a.pth').write_bytes(content),
                     lambda: ours.put(content, folder / 'b.pth'), time.perf_counter)
