@@ -1,8 +1,8 @@
 """What is wrong in this environment, and the command that mends it: python -m mmhcnet.doctor
 
 One line for each finding; the exit code is 0 if there is none, and 1 otherwise. It imports nothing
-but Python's own modules and a table: the others are tried in a process of their own, where a crash is a
-finding too.
+but Python's own modules and a table: the others are tried in a process of their own, where a crash
+is a finding too.
 """
 import json
 import re

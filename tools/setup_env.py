@@ -144,8 +144,9 @@ def check_headers(python, include):
 
 def missing(what, debian, fedora=None):
     """What is wrong, and the system's package that mends it."""
-    return SetupError('{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
-        what, debian, '; Fedora: dnf install ' + fedora if fedora else ''))
+    return SetupError(
+        '{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
+            what, debian, '; Fedora: dnf install ' + fedora if fedora else ''))
 
 
 def find_compiler(environ):

@@ -91,7 +91,7 @@ def explain(model: nn.Module, picture, name: str, layer: Optional[str] = None,
 def draw(picture, cams: List[Cam], out: Path) -> List[str]:
     """Writes the photo and the maps over it; returns a line per model."""
     draw_row({f'{cam.name}\nclass {cam.label}, score {cam.score:.1f} %': cam.map for cam in cams},
-             out, 'Grad-CAM / largest (dimensionless)', photo=picture, cmap='inferno', alpha=.6, vmin=0,
-             vmax=1)
+             out, 'Grad-CAM / largest (dimensionless)', photo=picture, cmap='inferno', alpha=.6,
+             vmin=0, vmax=1)
     return [f'{cam.name}: class {cam.label}, score {cam.score:.1f} %, layer {cam.layer}'
             for cam in cams]
