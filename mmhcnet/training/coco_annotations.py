@@ -7,7 +7,7 @@ from typing import Any, List, Optional
 
 from mmengine.registry import DATASETS
 
-from .sample_rules import boxes_left_out
+from .sample_rules import boxes_left_out, refuse_absurd_annotations
 
 # Attribute of a data set that holds the boxes it left out.
 _LEFT_OUT = 'mmhcnet_boxes_left_out'
@@ -51,6 +51,7 @@ def _observed(dataset_type: Any, **settings) -> Any:
 
     def read_and_look(*args, **kwargs):
         coco = read(*args, **kwargs)
+        refuse_absurd_annotations(coco.dataset, dataset.ann_file)
         setattr(dataset, _LEFT_OUT, list(boxes_left_out(coco.dataset)))
         return coco
 

@@ -12,11 +12,14 @@ from functools import partial
 from typing import Any, Callable, List, Optional, Tuple, Union
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 from mmengine.runner.utils import calc_dynamic_intervals
+from torch.utils.data import DataLoader
 
+from mmhcnet.errors import UserError
 from mmhcnet.registry import FUNCTIONS as OUR_FUNCTIONS
 from mmhcnet.registry import LOOPS
 
@@ -82,6 +85,23 @@ def _seed_of(runner: Runner) -> int:
     return runner.seed - get_rank() if own else runner.seed
 
 
+def _check_batches(dataloader: DataLoader, endless: bool) -> None:
+    """Make sure that there is something to train on.
+
+    Raises:
+        UserError: There are no samples, or fewer than a batch that has to be full.
+    """
+    samples, batches = len(dataloader.dataset), dataloader.batch_sampler
+    if not samples:
+        raise UserError('the training set has no samples: look at data_root, ann_file, data_prefix '
+                        'and filter_cfg of train_dataloader.dataset')
+    # A sampler without end fills any batch.
+    if not len(batches) and not (endless and isinstance(batches.sampler, InfiniteSampler)):
+        raise UserError(f'the training set has {samples} samples, fewer than a batch of '
+                        f'{batches.batch_size} for each rank, and drop_last leaves none: lower '
+                        'train_dataloader.batch_size, or set train_dataloader.drop_last=False')
+
+
 def _validate_if_due(loop: Union[EpochBasedTrainLoop, BaseLoop], done: int, end: int) -> None:
     """Validate after so many epochs or iterations, if it is time and was not done yet.
 
@@ -117,6 +137,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
         super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs,
                          val_begin, val_interval, dynamic_intervals)
+        _check_batches(self.dataloader, endless=False)
 
     def run(self) -> torch.nn.Module:
         """Train from where the run stands to its end."""
@@ -170,6 +191,7 @@ class IterTrainLoop(BaseLoop):
                  val_interval: int = 1000,
                  dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
         super().__init__(runner, _seeded_loader(runner, dataloader, endless=True))
+        _check_batches(self.dataloader, endless=True)
         self.max_iters = max_iters
         # The whole run counts as one epoch, as in mmengine.
         self.max_epochs = 1

@@ -6,18 +6,28 @@ with any ids; mmdet leaves boxes without area out and says nothing.
 import bisect
 import io
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+
+from mmhcnet.errors import UserError
 
 JPEG, PNG = b'\xff\xd8', b'\x89PNG\r\n\x1a\n'
 START_OF_SCAN, END_OF_IMAGE = b'\xff\xda', b'\xff\xd9'
 # Training leaves a box out that has no side of a pixel, or of which none lies in the image.
 LEAST_SIDE = 1
+# A coordinate that is further from its image than so many of its sides was never meant. pycocotools
+# ends the process on some of them, without an error that anybody could catch.
+FARTHEST = 100
 
 
 class BadSample(ValueError):
     """A sample that must not be trained on."""
+
+
+class BadAnnotations(UserError):
+    """Annotations that must not be read any further."""
 
 
 def is_cut(file: Union[str, bytes]) -> bool:
@@ -205,3 +215,58 @@ def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
         if is_left_out(box, image['width'], image['height']):
             yield (f"annotation {annotation['id']} of {image['file_name']}: bbox {box} in an image "
                    f"of {image['width']}x{image['height']}")
+
+
+def absurd_coordinates(annotation: dict, image: dict) -> Optional[str]:
+    """What of an annotation of COCO's form no image can have, or None.
+
+    Args:
+        annotation (dict): With ``bbox`` and ``segmentation``, as far as it has them.
+        image (dict): With ``width`` and ``height``.
+    """
+    limit = FARTHEST * max(1, *(side for side in (image.get('width'), image.get('height'))
+                                if isinstance(side, (int, float)) and math.isfinite(side)), 1)
+    polygons = annotation.get('segmentation')
+    for name, values in (('bbox', [annotation.get('bbox')]),
+                         ('segmentation', polygons if isinstance(polygons, list) else [])):
+        for numbers in values:
+            # What is malformed, mmdet names itself.
+            if not isinstance(numbers, (list, tuple)) or not numbers or not all(
+                    type(number) in (int, float) for number in numbers):
+                continue
+            # What is not a number passes comparisons, and makes the sum none.
+            if not (-limit <= min(numbers) and max(numbers) <= limit
+                    and math.isfinite(sum(numbers))):
+                worst = max(numbers, key=lambda n: abs(n) if n == n else math.inf)
+                return f'{name} has the coordinate {worst}'
+    return None
+
+
+def absurd_annotations(content: Any) -> Iterator[str]:
+    """The annotations of a COCO file with :func:`absurd_coordinates`.
+
+    Args:
+        content (dict): Content of the file; nothing is found in one of another layout.
+    """
+    if not isinstance(content, dict) or not {'images', 'annotations'} <= set(content):
+        return
+    images = {image['id']: image for image in content['images']}
+    for annotation in content['annotations']:
+        image = images.get(annotation.get('image_id'), {})
+        found = absurd_coordinates(annotation, image)
+        if found:
+            yield (f"annotation {annotation.get('id')} of {image.get('file_name', 'no image')}: "
+                   f'{found}')
+
+
+def refuse_absurd_annotations(content: Any, file: str) -> None:
+    """End a run before pycocotools does.
+
+    Raises:
+        BadAnnotations: The file has :func:`absurd_annotations`.
+    """
+    found = list(absurd_annotations(content))
+    if found:
+        raise BadAnnotations(
+            f'{len(found)} annotations of {file} have coordinates that no image has: '
+            f'{"; ".join(found[:5])}{"; ..." * (len(found) > 5)}. Correct or remove them')

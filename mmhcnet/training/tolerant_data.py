@@ -1,6 +1,8 @@
 """Training goes on past samples that cannot be read, and says which."""
+import json
 import os
-from typing import Any, Callable, List, NamedTuple
+from pathlib import Path
+from typing import Any, Callable, List, NamedTuple, Set
 
 import numpy as np
 import torch
@@ -13,7 +15,8 @@ from mmhcnet.registry import HOOKS
 
 from .coco_annotations import left_out_of
 from .image_files import images_seen
-from .sample_rules import boxes_left_out, check_sample, source_of, sources
+from .sample_rules import (boxes_left_out, check_sample, refuse_absurd_annotations, source_of,
+                           sources)
 
 # Under it a batch carries its faults from a worker process to the training loop.
 FAULTS = 'mmhcnet_faults'
@@ -93,7 +96,8 @@ def take_faults(batch: Any) -> Loaded:
 class DataFaultHook(Hook):
     """Log samples that could not be read, count them, and end the run if they are too many.
 
-    Boxes of a COCO file that mmdet leaves out silently are named before training.
+    Boxes of a COCO file that mmdet leaves out silently are named before training. A validation or a
+    test does not begin with a file of coordinates that pycocotools dies of.
 
     Args:
         max_share (float): Share of the samples drawn so far that may be bad.
@@ -107,6 +111,8 @@ class DataFaultHook(Hook):
         self.max_share = max_share
         self.patience = patience
         self.drawn = self.bad = self.bad_in_epoch = 0
+        # Annotation files of validation and testing.
+        self._looked_at: Set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
@@ -121,6 +127,19 @@ class DataFaultHook(Hook):
                     f'{len(left_out)} boxes of {file} are without area or outside their image, and '
                     f'are left out: {"; ".join(left_out[:NAMED])}'
                     f'{"; ..." * (len(left_out) > NAMED)}')
+
+    def before_val(self, runner: Runner) -> None:
+        self._look_at_annotations(runner.val_dataloader.dataset)
+
+    def before_test(self, runner: Runner) -> None:
+        self._look_at_annotations(runner.test_dataloader.dataset)
+
+    def _look_at_annotations(self, dataset: Any) -> None:
+        for source in sources(dataset):
+            file = str(getattr(source, 'ann_file', None))
+            if file.endswith('.json') and file not in self._looked_at and os.path.isfile(file):
+                self._looked_at.add(file)
+                refuse_absurd_annotations(json.loads(Path(file).read_bytes()), file)
 
     def after_loading(self, runner: Runner, faults: List[str]) -> None:
         """Our training loops call this with what could not be read for a batch."""

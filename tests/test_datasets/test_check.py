@@ -224,6 +224,12 @@ def nothing(data):
     pass
 
 
+def first_annotation(**changes):
+    """Change the first annotation of the training's file."""
+    return lambda data: edit(data / 'det/train.json',
+                             lambda content: content['annotations'][0].update(changes))
+
+
 # task, what is done to the data, lines of the config, what the check says, and what training says
 # before its first iteration (None: it trains).
 WRONG = {
@@ -261,6 +267,14 @@ WRONG = {
         'det', lambda data: of_all(data, lambda a: a.update(
             bbox=[v / SIDE for v in a['bbox']])), '', 'not fractions of the image',
         'of its 24 annotations none is left to learn'),
+    # pycocotools ends the process on this one; a training refuses the file when it reads it.
+    'a polygon far from its image': (
+        'det', first_annotation(segmentation=[[0, 0, 1e10, 0, 1e10, 1e10]]), '',
+        'segmentation has the coordinate 10000000000.0, in ', None),
+    'a box of 1e300': ('det', first_annotation(bbox=[0, 0, 1e300, 9]), '',
+                       'bbox has the coordinate 1e+300, in ', None),
+    'an infinite box': ('det', first_annotation(bbox=[0, 0, float('inf'), 9]), '',
+                        'bbox has the coordinate inf, in ', None),
     'stored size of a photo that is turned': (
         'det', stored_lying, '', 'EXIF orientation 6', None),
     'label maps of 0 and 255': (

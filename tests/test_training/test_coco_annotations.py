@@ -6,10 +6,12 @@ import pytest
 from mmengine.dataset import BaseDataset
 from mmengine.registry import DATASETS
 
+from mmhcnet.errors import UserError
 from mmhcnet.training.coco_annotations import build_dataset, left_out_of
 from mmhcnet.training.sample_rules import sources
 from mmhcnet.training.tolerant_data import DataFaultHook
 
+from ..test_checkpoints.test_hook import Scores
 from ..toy import ToyDataset, toy_runner
 
 BOXES = [[0, 0, 10, 10], [95, 45, 0, 10], [3, 60, 5, 5]]
@@ -117,3 +119,28 @@ def test_errors_are_those_of_the_data_set(tmp_path):
         build_dataset(dict(type='ToyCoco', ann_file=str(tmp_path / 'a.json')))
     with pytest.raises(KeyError, match='ToyCocoo is not in the'):
         build_dataset(dict(type='ToyCocoo', ann_file='a.json'))
+
+
+@pytest.fixture
+def absurd(file):
+    with open(file) as opened:
+        content = json.load(opened)
+    content['annotations'][0]['segmentation'] = [[0, 0, 1e10, 0, 1e10, 1e10]]
+    with open(file, 'w') as opened:
+        json.dump(content, opened)
+    return file
+
+
+def test_coordinates_that_end_the_process_are_refused(absurd, tmp_path):
+    with pytest.raises(UserError, match='annotation 0 of a.jpg: segmentation has the coordinate'):
+        build_dataset(dict(type='ToyCoco', ann_file=absurd))
+
+
+def test_they_are_in_validation_too(absurd, tmp_path):
+    loader = dict(batch_size=4, num_workers=0, dataset=dict(type='OtherReader', ann_file=absurd),
+                  sampler=dict(type='DefaultSampler', shuffle=False))
+    runner = toy_runner(tmp_path / 'run', val_dataloader=loader, val_cfg=dict(),
+                        val_evaluator=[Scores([])])
+    runner.register_hook(DataFaultHook())
+    with pytest.raises(UserError, match='annotation 0 of a.jpg: segmentation has the coordinate'):
+        runner.val()

@@ -3,6 +3,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
+from mmhcnet.errors import UserError
+
 from ..toy import ToyDataset, toy_runner
 
 LOOPS = dict(epochs=dict(max_epochs=3), iterations=dict(max_iters=18))
@@ -140,3 +142,23 @@ def test_a_loader_that_is_no_config(tmp_path):
     runner._train_dataloader = torch.utils.data.DataLoader(ToyDataset())
     with pytest.raises(TypeError, match='must be a config'):
         runner.train_loop
+
+
+@pytest.mark.parametrize('length', ['max_epochs', 'max_iters'])
+@pytest.mark.parametrize('samples, message', [
+    (3, 'the training set has 3 samples, fewer than a batch of 4 .* drop_last leaves none'),
+    (0, 'the training set has no samples: look at data_root, ann_file')])
+def test_nothing_to_train_on(tmp_path, length, samples, message):
+    runner = toy_runner(tmp_path, {length: 2})
+    runner._train_dataloader.update(
+        dataset=ToyDataset(length=samples), drop_last=True,
+        sampler=dict(type='DefaultSampler', shuffle=samples > 0))
+    with pytest.raises(UserError, match=message):
+        runner.train()
+
+
+def test_a_sampler_without_end_fills_the_batch(tmp_path):
+    runner = toy_runner(tmp_path, dict(max_iters=2), dataset=ToyDataset(length=3))
+    runner._train_dataloader.update(drop_last=True)
+    runner.train()
+    assert runner.iter == 2

@@ -8,8 +8,9 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, R
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmhcnet.training.sample_rules import (BadSample, boxes_left_out, check_sample, is_cut,
-                                           png_size, source_of, sources)
+from mmhcnet.training.sample_rules import (BadAnnotations, BadSample, absurd_coordinates,
+                                           boxes_left_out, check_sample, is_cut, png_size,
+                                           refuse_absurd_annotations, source_of, sources)
 
 DATASET = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')), ignore_index=255)
 
@@ -156,3 +157,36 @@ def test_boxes_left_out(tmp_path):
     assert found[0] == 'annotation 2 of a.jpg: bbox [100, 0, 5, 5] in an image of 100x50'
     (tmp_path / 'a.json').write_text('[]')
     assert not list(boxes_left_out(tmp_path / 'a.json'))
+
+
+IMAGE = dict(id=1, file_name='a.jpg', width=100, height=50)
+
+
+@pytest.mark.parametrize('annotation, found', [
+    (dict(bbox=[0, 0, 10, 10]), None),
+    (dict(bbox=[-5., 0, 110, 60]), None),
+    (dict(bbox=[0, 0, 1e300, 10]), 'bbox has the coordinate 1e+300'),
+    (dict(bbox=[0, 0, float('inf'), 10]), 'bbox has the coordinate inf'),
+    (dict(bbox=[0, float('nan'), 1, 10]), 'bbox has the coordinate nan'),
+    (dict(bbox=[0, 0, 10**400, 10]), 'bbox has the coordinate 1000'),
+    (dict(segmentation=[[0, 0, 1e10, 0, 1e10, 5]]), 'segmentation has the coordinate 1000000'),
+    (dict(segmentation=[[0, 0, 9, 0, 9, 5], [0, -10001, 9, 0, 9, 5]]),
+     'segmentation has the coordinate -10001'),
+    (dict(segmentation=[[0, 0, 10000, 0, 9, 5]]), None),
+    (dict(segmentation=dict(counts='a', size=[1, 1])), None),
+    (dict(bbox='abc', segmentation=None), None), (dict(bbox=[None] * 4), None), ({}, None)])
+def test_absurd_coordinates(annotation, found):
+    problem = absurd_coordinates(annotation, IMAGE)
+    assert problem is None if found is None else problem.startswith(found)
+
+
+def test_absurd_annotations_name_their_image():
+    content = dict(images=[IMAGE], annotations=[
+        dict(id=i, image_id=1, bbox=[0, 0, 1e300, 1]) for i in range(7)] + [
+            dict(id=8, image_id=1, bbox=[0, 0, 5, 1]), dict(id=9, image_id=2, bbox=[1e9] * 4)])
+    with pytest.raises(BadAnnotations, match=r'8 annotations of x.json have coordinates that no '
+                       r'image has: annotation 0 of a.jpg: bbox has the coordinate 1e\+300; .*'
+                       r'; \.\.\.. Correct or remove them'):
+        refuse_absurd_annotations(content, 'x.json')
+    for other in ([], dict(images=[]), None, 3):
+        refuse_absurd_annotations(other, 'x.json')

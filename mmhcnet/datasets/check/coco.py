@@ -5,11 +5,13 @@ from collections import Counter
 from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 from mmhcnet.cli.errors import explain
-from mmhcnet.training.sample_rules import is_left_out
+from mmhcnet.training.sample_rules import absurd_coordinates, is_left_out
 
 from .findings import WARNING, Counts, Finding, listed
 from .sources import Annotations, Source
 
+# pycocotools may end the process on such a file.
+ABSURD = 'coordinates that no image has'
 # Boxes of COCO itself leave the image by fractions of a pixel.
 TOLERANCE = 1.
 # A box that leaves the image by more than this share of its side was meant otherwise.
@@ -252,6 +254,11 @@ class CocoFile(Annotations):
                 yield Finding('unknown categories', where,
                               f"names category {annotation['category_id']}, which is not in the "
                               'file', 'add the category or correct the number')
+            absurd = absurd_coordinates(annotation, image)
+            if absurd:
+                yield Finding(ABSURD, where, f"{absurd}, in {image.get('file_name')}",
+                              'correct or remove it; a training refuses the file')
+                continue
             found = _box_finding(where, annotation['bbox'], image)
             if found:
                 yield found

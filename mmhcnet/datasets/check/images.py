@@ -49,7 +49,7 @@ def orientation(path: str) -> int:
     try:
         with Image.open(path) as image:
             return image.getexif().get(0x0112, 1)
-    except OSError:
+    except (OSError, Image.DecompressionBombError):
         return 1
 
 

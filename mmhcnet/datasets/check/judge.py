@@ -13,7 +13,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.training.sample_rules import check_sample, source_of
 
 from . import assumptions
-from .coco import CocoFile
+from .coco import ABSURD, CocoFile
 from .findings import ERROR, NOT_CHECKED, WARNING, Counts, Finding, listed
 from .folders import ClassFolders
 from .images import unreadable, wrong_channels, wrong_size
@@ -110,6 +110,10 @@ class DataSetCheck:
         """
         found = yield from self._of_annotations('thorough')
         if found is None:
+            return
+        if any(finding.kind == ABSURD for finding in found):
+            yield Finding('samples', self.source.key, 'no image was opened',
+                          'mend the errors and check again', NOT_CHECKED)
             return
         try:
             self.total = len(self.source.full)
