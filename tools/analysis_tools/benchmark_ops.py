@@ -1,13 +1,13 @@
-"""Fused operators against their plain-torch references, and against a copy of the same bytes.
+"""Fused kernels against their plain-torch references, and against a copy of the same bytes.
 
-For the maps of HcNet-T's four stages: time of an operator, forward and forward plus backward, the
-ratio of its reference's time to it, and the share of the measured copy bandwidth that it reaches.
-Bytes are those that have to be read and written once: forward the field in and out (a norm reads it
-twice), backward also the gradients. Written for a GPU; on a CPU the operators' plain-torch forms
-are compared.
+For the maps of HcNet-T's four stages and of vHeat-T's: time of a kernel, the ratio of its
+reference's time to it, and the share of the measured copy bandwidth that it reaches. Bytes are those
+that it reads and writes, each field once; a norm over a whole sample reads it twice. Sums over
+pixels, and the kernels that add up partial ones, are in the time but not in the bytes. Written for a
+GPU; on a CPU the references are compared with themselves.
 """
 import argparse
-from typing import Callable, Dict, Tuple
+from typing import Callable, Iterator, NamedTuple, Tuple
 
 import torch
 from torch import Tensor
@@ -15,42 +15,52 @@ from torch import Tensor
 from mmhcnet import ops
 from mmhcnet.inference.timing import timed
 
-# C and H = W of HcNet-T's stages at 224x224.
-STAGES = ((64, 56), (128, 28), (320, 14), (512, 7))
-# Passes over the field: forward; forward and backward.
-PASSES = dict(heat_step=(2, 5), gelu_dwconv=(2, 5), group_norm_1=(3, 8))
+# C and H = W of the stages at 224x224.
+HCNET_T = ((64, 56), (128, 28), (320, 14), (512, 7))
+VHEAT_T = ((96, 56), (192, 28), (384, 14), (768, 7))
 
 
-def operators(batch: int, channels: int, size: int, dtype: torch.dtype,
-              device: str) -> Dict[str, Tuple[int, Callable, Callable, tuple]]:
-    """Width, operator, reference and arguments of each operator for one stage."""
-    def field(c: int) -> Tensor:
-        x = torch.randn(batch, c, size, size, device=device, dtype=dtype)
-        return x.contiguous(memory_format=torch.channels_last).requires_grad_()
+class Case(NamedTuple):
+    """A kernel on a field of so many channels; ``passes``: fields that it reads and writes."""
+    name: str
+    channels: int
+    passes: int
+    inputs: tuple
+
+
+def cases(batch: int, dtype: torch.dtype, device: str) -> Iterator[Tuple[int, Case]]:
+    """Size of a map, and what to run on it."""
+    def field(channels: int, size: int) -> Tensor:
+        x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
+        return x.contiguous(memory_format=torch.channels_last)
 
     def parameter(*shape: int) -> Tensor:
-        return torch.rand(shape, device=device, dtype=dtype).requires_grad_()
+        return torch.rand(shape, device=device, dtype=dtype)
 
-    return {
-        'heat_step': (channels, ops.heat_step, ops.heat_step_ref, (
-            field(channels), parameter(channels, 4), parameter(batch, channels, 1, 1))),
-        'gelu_dwconv': (4 * channels, ops.gelu_dwconv, ops.gelu_dwconv_ref, (
-            field(4 * channels), parameter(4 * channels, 1, 3, 3))),
-        'group_norm_1': (channels, ops.group_norm_1, ops.group_norm_1_ref, (
-            field(channels), parameter(channels), parameter(channels))),
-    }
+    for c, size in HCNET_T:
+        z, w, k = field(c, size), parameter(c, 4), parameter(batch, c, 1, 1)
+        yield size, Case('heat_step_forward', c, 2, (z, w, k))
+        yield size, Case('heat_step_sums', c, 2, (z, z, w, k))
+        yield size, Case('heat_step_transposed', c, 2, (z, w, k))
+        gamma, statistic = parameter(c), torch.ones(batch, device=device)
+        yield size, Case('group_norm_1_forward', c, 3, (z, gamma, gamma, 1e-5))
+        yield size, Case('group_norm_1_backward', c, 5, (z, z, gamma, statistic, statistic))
+        p, taps = field(4 * c, size), parameter(4 * c, 1, 3, 3)
+        yield size, Case('gelu_dwconv_forward', 4 * c, 2, (p, taps))
+        yield size, Case('gelu_dwconv_backward', 4 * c, 3, (p, p, taps))
+    for c, size in VHEAT_T:
+        u, gamma = field(c, size).permute(0, 2, 3, 1), parameter(c)
+        gate = field(2 * c, size).permute(0, 2, 3, 1)[..., c:]
+        statistic = torch.ones(*u.shape[:3], 1, device=device)
+        yield size, Case('norm_gate_forward', c, 3, (u, gate, gamma, gamma, 1e-5))
+        yield size, Case('norm_gate_backward', c, 5,
+                         (u, u, gate, gamma, gamma, statistic, statistic))
 
 
-def seconds(function: Callable, inputs: tuple, backward: bool, device: str) -> float:
+def seconds(function: Callable, inputs: tuple, device: str) -> float:
     """Median of five timings of about a tenth of a second each."""
-    gradient = torch.ones_like(inputs[0])
-
     def step() -> None:
-        if backward:
-            torch.autograd.grad(function(*inputs), inputs, gradient)
-        else:
-            with torch.no_grad():
-                function(*inputs)
+        function(*inputs)
 
     for _ in range(3):
         step()
@@ -58,6 +68,7 @@ def seconds(function: Callable, inputs: tuple, backward: bool, device: str) -> f
     return sorted(timed(step, repeats, device) for _ in range(5))[2]
 
 
+@torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -73,18 +84,14 @@ def main() -> None:
     copy = moved / min(timed(lambda: target.copy_(source), 5, args.device) for _ in range(5))
     print(f'torch {torch.__version__}, {args.device}, {args.dtype}, batch {args.batch}; '
           f'copy: {copy / 1e9:.0f} GB/s\n')
-    print('| operator | C, H = W | pass | microseconds | reference / operator | share of copy |')
-    print('|' + ' --- |' * 6)
-    for channels, size in STAGES:
-        for name, (width, function, reference, inputs) in operators(
-                args.batch, channels, size, dtype, args.device).items():
-            field = inputs[0].numel() * inputs[0].element_size()
-            for backward, passes in zip((False, True), PASSES[name]):
-                ours = seconds(function, inputs, backward, args.device)
-                theirs = seconds(reference, inputs, backward, args.device)
-                print(f'| {name} | {width}, {size} | {"both" if backward else "forward"} | '
-                      f'{1e6 * ours:.1f} | {theirs / ours:.2f} | '
-                      f'{100 * passes * field / ours / copy:.0f} % |', flush=True)
+    print('| kernel | C, H = W | microseconds | reference / kernel | share of copy |')
+    print('|' + ' --- |' * 5)
+    for size, case in cases(args.batch, dtype, args.device):
+        ours = seconds(getattr(ops, case.name), case.inputs, args.device)
+        theirs = seconds(getattr(ops, f'{case.name}_ref'), case.inputs, args.device)
+        field = case.passes * args.batch * case.channels * size**2 * dtype.itemsize
+        print(f'| {case.name} | {case.channels}, {size} | {1e6 * ours:.1f} | {theirs / ours:.2f} | '
+              f'{100 * field / ours / copy:.0f} % |', flush=True)
 
 
 if __name__ == '__main__':

@@ -10,8 +10,10 @@ from .launch import channels_last, check_size, on_device, operator, wrap_triton
 
 # Elements that a program of 4 warps holds: 16 a thread.
 _TILE = 2048
-# Pixels of a program: its sums, 4 bytes a channel, are a 64th of what it reads in 16 bits.
-_PIXELS = 128
+# Pixels of a program at least, and parts of a sample at most: the product adds the parts up one
+# after the other.
+_PIXELS = 512
+_PARTS = 128
 # Samples and channels of a program of the product: what the tensor cores take at least, and a row.
 _SAMPLES = 16
 _CHANNELS = 64
@@ -76,7 +78,8 @@ def conduction_rate_forward(z: Tensor, to_k: Tensor,
         return rate, k, mean
     area = height * width
     block = min(64, triton.next_power_of_2(channels))
-    pixels = max(_PIXELS, _TILE // block)
+    # A multiple of the pixels of a tile: those of the last one are counted once.
+    pixels = triton.cdiv(max(_PIXELS, triton.cdiv(area, _PARTS)), _TILE // block) * (_TILE // block)
     parts = triton.cdiv(area, pixels)
     sums = z.new_empty((batch * parts, channels), dtype=torch.float32)
     with on_device(z):
