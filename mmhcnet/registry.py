@@ -8,6 +8,7 @@ from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
+from mmengine.registry import VISBACKENDS as ROOT_VISBACKENDS
 from mmengine.registry import PARAM_SCHEDULERS as ROOT_PARAM_SCHEDULERS
 from mmengine.registry import Registry, build_scheduler_from_cfg
 
@@ -28,3 +29,6 @@ LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet
 PARAM_SCHEDULERS = Registry(
     'parameter scheduler', parent=ROOT_PARAM_SCHEDULERS, scope='mmhcnet',
     build_func=build_scheduler_from_cfg, locations=['mmhcnet.training.schedulers'])
+VISBACKENDS = Registry(
+    'vis_backend', parent=ROOT_VISBACKENDS, scope='mmhcnet',
+    locations=['mmhcnet.training.tolerant_logs'])

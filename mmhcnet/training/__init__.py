@@ -4,8 +4,9 @@ from .loops import EpochTrainLoop, IterTrainLoop
 from .preemption import EXIT_PREEMPTED, PreemptionHook
 from .resumable_data import NumberedBatches, SeededDataset
 from .tolerant_data import DataFaultHook
+from .tolerant_logs import LocalVisBackend
 
 __all__ = [
     'DataFaultHook', 'EXIT_PREEMPTED', 'EpochTrainLoop', 'FiniteHook', 'IterTrainLoop',
-    'NumberedBatches', 'PreemptionHook', 'SeededDataset'
+    'LocalVisBackend', 'NumberedBatches', 'PreemptionHook', 'SeededDataset'
 ]

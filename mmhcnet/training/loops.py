@@ -142,10 +142,10 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def run(self) -> torch.nn.Module:
         """Train from where the run stands to its end."""
         self.runner.call_hook('before_train')
-        _validate_if_due(self, self._epoch, self._max_epochs)
-        while self._epoch < self._max_epochs and not self.stop_training:
+        _validate_if_due(self, self._epoch, self.max_epochs)
+        while self._epoch < self.max_epochs and not self.stop_training:
             self.run_epoch()
-            _validate_if_due(self, self._epoch, self._max_epochs)
+            _validate_if_due(self, self._epoch, self.max_epochs)
         self.runner.call_hook('after_train')
         return self.runner.model
 

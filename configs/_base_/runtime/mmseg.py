@@ -9,7 +9,8 @@ default_hooks = dict(
     checkpoint=dict(by_epoch=False, interval=16000),
     visualization=dict(type='SegVisualizationHook'))
 visualizer = dict(
-    type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], name='visualizer')
+    type='SegLocalVisualizer', name='visualizer',
+    vis_backends=[dict(type='mmhcnet.LocalVisBackend')])
 log_processor = dict(by_epoch=False)
 
 # Multi-scale and flip testing: tools/test.py CONFIG CKPT --tta
