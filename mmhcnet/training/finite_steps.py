@@ -130,7 +130,7 @@ def _on_its_way(flags: Tensor) -> Tuple[Tensor, Optional['torch.cuda.Event']]:
     """A copy of a tensor on the host, and the event after which it is there."""
     if not flags.is_cuda:
         return flags, None
-    copy = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
+    copy = torch.empty(flags.shape, dtype=flags.dtype, device='cpu', pin_memory=True)
     copy.copy_(flags, non_blocking=True)
     event = torch.cuda.Event()
     event.record()
@@ -144,7 +144,8 @@ class FiniteHook(Hook):
     Weights, optimizer state and running statistics stay as they were before the batch, on all
     ranks. The images of the batch are named in the log one iteration later. Under automatic mixed
     precision the gradient scaler's own search for a scale, in which the loss is finite, does not
-    count until the scale falls below 1. A run in which every step was skipped ends with an error.
+    count until the scale falls below 1, and running statistics go on in it. A run in which every
+    step was skipped ends with an error.
 
     With an optimizer of torch that is built with ``fused=True`` the host never waits for a step
     (``tools/train.py`` builds it so on a GPU). For any other one, and in the first step, which
@@ -281,7 +282,8 @@ class FiniteHook(Hook):
             # Gradients are still being accumulated, or the scaler has skipped the step.
             device = self._losses[0].device if self._losses else 'cpu'
             self._decide(torch.full((), complete and scaled, dtype=torch.bool, device=device))
-        self._statistics.restore_where(self._bad.any())
+        # A scaler's search for a scale says nothing against the batch.
+        self._statistics.restore_where(self._bad[0] if scaled else self._bad.any())
         flags = torch.cat([self._bad, self._own_losses_bad.to(self._bad.device).reshape(1)])
         self._unread.append(_Verdict(
             runner.iter + 1, *_on_its_way(flags), stepped, scaled, image_paths(data_batch)))

@@ -7,14 +7,16 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmhcnet.cli.config import (MMENGINE_HOOKS, RUNNER_KEYS, add_tensorboard, check_data,
-                                check_optimizer, fuse_optimizer, load_config, missing_data,
-                                stock_config)
+from mmhcnet.cli.config import (MMENGINE_HOOKS, RUNNER_KEYS, TOOL_KEYS, add_tensorboard,
+                                check_data, check_optimizer, fuse_optimizer, load_config,
+                                missing_data, stock_config)
 from mmhcnet.cli.distributed import _replace_sync_bn
 from mmhcnet.cli.trial import FirstSamples
 from mmhcnet.errors import UserError
 
 from ..toy import toy_runner
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -165,9 +167,9 @@ def keys_read(source):
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
                 is_config(node.func.value) and node.func.attr in ('get', 'pop', 'setdefault')):
-            yield node.args[0].value
+            yield getattr(node.args[0], 'value', None)
         elif isinstance(node, ast.Subscript) and is_config(node.value):
-            yield node.slice.value
+            yield getattr(node.slice, 'value', None)
         elif isinstance(node, ast.Attribute) and is_config(node.value):
             yield node.attr
 
@@ -287,3 +289,12 @@ def test_the_hooks_that_mmengine_leaves_out_itself(tmp_path):
     runner._hooks.clear()
     runner.register_default_hooks(dict.fromkeys(MMENGINE_HOOKS))
     assert not runner.hooks
+
+
+def test_every_key_that_our_tools_read_is_an_option():
+    sources = [path for folder in ('mmhcnet', 'tools', 'demo')
+               for path in (ROOT / folder).rglob('*.py') if '.mim' not in path.parts]
+    keys = {key for path in sources for key in keys_read(path.read_text()) if isinstance(key, str)}
+    known = {*inspect.signature(Runner).parameters, *RUNNER_KEYS, *TOOL_KEYS}
+    assert 'data_help' in keys
+    assert keys - {*dir(Config), *dir(dict)} <= known

@@ -294,6 +294,7 @@ def test_with_a_gradient_scaler(optimizer):
                                           wrapper=Scaled, init_scale=2.**92)
     assert runner.optim_wrapper.loss_scaler.get_scale() < 2.**92
     assert not lines and hook.skipped == 0 and 0 < hook.succeeded < 12
+    assert searched['body.1.num_batches_tracked'] == 12
     assert finite(searched)
     # A bad batch.
     without, *_ = drive(optimizer, good, wrapper=Scaled, init_scale=2.**10)
