@@ -151,6 +151,11 @@ def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
     images = find_images(args.image)
     if args.out_file and os.path.isdir(args.image):
         raise ValueError('--out-file is for a single image: use --out-dir for a folder')
+    if args.out_file and Path(args.out_file).suffix.lower() not in SUFFIXES:
+        raise ValueError(f"--out-file is a picture to write, with one of the suffixes "
+                         f"{', '.join(SUFFIXES)}, got '{args.out_file}'")
+    if not args.out_file and os.path.isfile(args.out_dir):
+        raise ValueError(f"--out-dir is a folder, and '{args.out_dir}' is a file")
     pictures = {path: args.out_file or os.path.join(args.out_dir, f'{Path(path).stem}.png')
                 for path in images}
     shared = [name for name, n in Counter(pictures.values()).items() if n > 1]

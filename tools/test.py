@@ -15,7 +15,7 @@ with advised_imports():
     from mmhcnet.cli.compile import check_compile, compiled
     from mmhcnet.cli.config import as_list, check_data, is_type, load_config
     from mmhcnet.cli.main import run
-    from mmhcnet.cli.parser import add_config, add_run, make_parser
+    from mmhcnet.cli.parser import add_config, add_run, at_least, make_parser
     from mmhcnet.errors import UserError
 
 
@@ -29,7 +29,7 @@ def parse_args() -> Namespace:
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
     parser.add_argument('--show-dir', help='save pictures with predictions drawn to this folder '
                         '(segmentation: to vis_data/vis_image in it)')
-    parser.add_argument('--interval', type=int, default=1,
+    parser.add_argument('--interval', type=at_least(1), default=1,
                         help='draw every so many-th image (default: 1)')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')

@@ -7,6 +7,7 @@ from typing import Any, Callable, Dict, List, Optional, Set, TextIO, Tuple
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
+from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
@@ -153,6 +154,8 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process() and resumed and '://' not in resumed:
             # A killed run may not have come to it, and the file that it names is removed next.
             write_file(Path(runner.work_dir, 'last_checkpoint'), resumed.encode())
+        if resumed:
+            self._check_optimizer(runner)
         hub = runner.message_hub
         # A copied run has it in common with the original, a run that starts anew with none.
         self._run = str(hub.get_info('run', uuid.uuid4().hex))
@@ -181,6 +184,19 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process() and self._local:
             for name in remove_leftovers(self.out_dir, self.filename_tmpl):
                 runner.logger.info(f'Removed {name}, left by a killed process.')
+
+    @staticmethod
+    def _check_optimizer(runner: Runner) -> None:
+        """torch takes the settings of an optimizer of another class, and fails in the first step."""
+        wrapper = runner.optim_wrapper
+        for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            lacks = [key for group in each.optimizer.param_groups
+                     for key in each.optimizer.defaults if key not in group]
+            if lacks:
+                raise UserError(
+                    f"cannot resume from '{runner._load_from}': it is of another optimizer, without "
+                    f"'{lacks[0]}'. Resume with the optimizer that it was trained with, or give it "
+                    'as --cfg-options load_from=... without --resume, to start from its weights')
 
     def _take_folder(self) -> None:
         taken = [None]

@@ -90,6 +90,9 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
                                 'configs/')
     try:
         cfg = Config.fromfile(path)
+    except RecursionError as error:
+        raise UserError(f"cannot read the config '{path}': its _base_ leads back to a config that "
+                        'inherits from it') from error
     except Exception as error:
         # What runs in a config can fail in any way.
         raise UserError(f"cannot read the config '{path}': {explain(error)}") from error
@@ -114,13 +117,29 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
 
 
 def check_training(cfg: Config) -> None:
-    """Make sure that a config says how to train.
+    """Make sure that a config says how to train, in numbers where numbers are meant.
 
     Raises:
-        UserError: It has no ``train_cfg``.
+        UserError: It has no ``train_cfg``, or a setting is of another kind.
     """
     if not cfg.get('train_cfg'):
         raise UserError('the config has no train_cfg: add one with max_epochs or max_iters')
+    for key, kind, least in (('train_cfg.val_interval', int, 1), ('randomness.seed', int, 0),
+                             ('optim_wrapper.optimizer.lr', (int, float), 0),
+                             ('optim_wrapper.optimizer.weight_decay', (int, float), 0)):
+        value = cfg
+        for part in key.split('.'):
+            value = (value or {}).get(part)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)
+                                  or not value >= least):
+            what = 'a whole number' if kind is int else 'a number'
+            hint = '; --no-validate leaves the validation out' if 'val_interval' in key else ''
+            raise UserError(f'{key} must be {what} of at least {least}, got {value!r}{hint}')
+    settings = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
+    std = settings.get('std')
+    if isinstance(std, (list, tuple)) and 0 in std:
+        raise UserError(f'std of data_preprocessor is {list(std)}, and images are divided by it: '
+                        'write the standard deviation of the pixels')
 
 
 def check_optimizer(cfg: Config) -> None:

@@ -1,7 +1,29 @@
-"""A distributed run on a machine without a GPU."""
+"""A distributed run: who started it, and what it needs on a machine without a GPU."""
+import os
+
 import torch.distributed
 from mmengine.config import Config
 from mmengine.device import get_device
+
+from mmhcnet.errors import UserError
+
+
+# What each launcher sets, and mmengine reads.
+_SET_BY = dict(pytorch=('RANK', 'torchrun', 'tools/dist_train.sh'),
+               slurm=('SLURM_PROCID', 'srun', 'tools/slurm_train.sh'),
+               mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun', 'mpirun'))
+
+
+def check_launcher(launcher: str) -> None:
+    """Make sure that the launcher has started this process.
+
+    Raises:
+        UserError: It has not.
+    """
+    variable, program, command = _SET_BY.get(launcher, (None, None, None))
+    if variable and variable not in os.environ:
+        raise UserError(f'--launcher {launcher} is given by {program}, which sets {variable}: start '
+                        f'the run with {command}, or leave --launcher out')
 
 
 def prepare_distributed(cfg: Config) -> None:

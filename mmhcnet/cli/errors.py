@@ -69,6 +69,11 @@ def explain(error: BaseException) -> str:
         return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
                 f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '
                 'custom_imports in the config')
+    match = re.search(r'to have (\d+) channels, but got (\d+) channels', text)
+    if match:
+        return (f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, the '
+                f'images have {match[2]}: set model.backbone.in_channels={match[2]}, with as many '
+                'numbers in mean and std of data_preprocessor')
     if isinstance(error, json.JSONDecodeError):
         return f'an annotation file is not whole JSON: {text}'
     # A mere key says nothing.

@@ -9,7 +9,7 @@ from mmengine.runner import Runner
 
 from mmhcnet.checkpoints.reader import load_safely
 
-from .distributed import prepare_distributed
+from .distributed import check_launcher, prepare_distributed
 from .early_log import early_log
 from .ending import ends_on_sigterm, orderly_end
 from .errors import FirstStep, import_task, one_line_errors
@@ -47,6 +47,7 @@ def run(parse_args: Callable[[], Namespace],
         args = parse_args()
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         load_safely(args.trust_checkpoint)
+        check_launcher(args.launcher)
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)

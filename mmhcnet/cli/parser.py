@@ -1,6 +1,7 @@
 """Arguments that several tools take."""
 import argparse
 from pathlib import Path
+from typing import Callable
 
 from mmengine.config import DictAction
 
@@ -12,13 +13,31 @@ class _Options(DictAction):
         for value in values:
             if '=' not in value or value.startswith('='):
                 parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
+            if value.partition('=')[2].lstrip().startswith(('dict(', '{')):
+                parser.error(f'{option_string} takes no dict: name each key in it, as in '
+                             f"{value.partition('=')[0]}.KEY=VALUE")
         super().__call__(parser, namespace, values, option_string)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of an argument: a whole number that is not smaller."""
+
+    def number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f'must be at least {least}, got {text}')
+        return int(text)
+
+    # argparse names it where the text is no number.
+    number.__name__ = 'int'
+    return number
 
 
 class _Shape(argparse.Action):
     """``--shape H W``, or one number for both: (H, W)."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        if min(values) < 1:
+            parser.error(f'{option_string} takes pixels, got {min(values)}')
         if len(values) > 2:
             parser.error(f'{option_string} takes H and W, or one number for both')
         setattr(namespace, self.dest, (values[0], values[-1]))

@@ -239,3 +239,21 @@ def test_a_resumed_run_knows_the_best(tmp_path):
     runner = validated(tmp_path, [0.3, 0.6], epochs=3, resume=True)
     runner.train()
     assert names(tmp_path) == ['best_score_epoch_3.pth', 'epoch_3.pth']
+
+
+def test_another_optimizer(tmp_path):
+    toy_runner(tmp_path, dict(max_epochs=1)).train()
+    with pytest.raises(UserError, match="it is of another optimizer, without 'momentum'. Resume "
+                       'with the optimizer'):
+        toy_runner(tmp_path, resume=True, optim_wrapper=dict(
+            optimizer=dict(type='SGD', lr=0.1, momentum=0.9))).train()
+
+
+def test_a_checkpoint_without_optimizer_says_so(tmp_path):
+    validated(tmp_path, [0.1]).train()
+    runner = validated(tmp_path, [0.1, 0.2], resume=True,
+                       load_from=str(tmp_path / 'best_score_epoch_1.pth'))
+    warned = []
+    runner.logger.warning = warned.append
+    runner.train()
+    assert [line for line in warned if 'holds no state of the optimizer' in line]

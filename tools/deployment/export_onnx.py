@@ -20,6 +20,8 @@ from mmhcnet.inference.export import (TOLERANCE, check_onnx, check_shapes, expor
                                       has_fixed_size)
 
 SHAPES = {'mmpretrain': (224, 224), 'mmdet': (256, 320), 'mmseg': (512, 512)}
+# Those that torch's exporter knows; older ones of torch end at 17.
+OPSETS = (9, 20)
 WHAT = {'mmpretrain': 'classifier', 'mmseg': 'segmentor, logits of every pixel',
         'mmdet': "the detector's backbone and neck"}
 
@@ -32,9 +34,13 @@ def parse_args() -> argparse.Namespace:
     add_shape(parser, help='image size: the size of a vHeat, and for others the one that is '
                         'traced (default: 224 224 for classification, 256 320 for detection, '
                         '512 512 for segmentation)')
-    parser.add_argument('--opset', type=int, default=17,
-                        help="version of ONNX's operator set (default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument('--opset', type=int, default=17, choices=range(OPSETS[0], OPSETS[1] + 1),
+                        metavar='N', help="version of ONNX's operator set, from "
+                        f'{OPSETS[0]} to {OPSETS[1]} (default: %(default)s)')
+    args = parser.parse_args()
+    if os.path.isdir(args.out):
+        parser.error(f"--out is a file to write, and '{args.out}' is a folder")
+    return args
 
 
 def normalisation(cfg: Config) -> str:
@@ -57,12 +63,12 @@ def main() -> None:
     fixed = has_fixed_size(module)
     # Renamed when it is checked: a file that is there is one that agrees with torch.
     unchecked = args.out + '.tmp'
-    os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
     try:
-        with warnings.catch_warnings():
+        with one_line_errors(), warnings.catch_warnings():
             # A trace warns about every Python number that it takes from a shape; the check at
             # other shapes shows whether one of them mattered.
             warnings.simplefilter('ignore')
+            os.makedirs(os.path.dirname(os.path.abspath(args.out)), exist_ok=True)
             export_onnx(module, unchecked, shape, args.opset, module.outputs)
         print(f'{WHAT[cfg.default_scope]}, opset {args.opset}, dynamic: '
               f"{'batch' if fixed else 'batch, height, width'}")
