@@ -174,3 +174,22 @@ def test_compilers_see_where_the_gradient_of_the_gate_goes(graphs):
     with torch.no_grad():
         compiled(u, u, torch.rand(1, 2, 3, 16), torch.rand(8), torch.rand(8))
     assert [kernels_in(graph) for graph in found] == [2]
+
+
+@pytest.mark.parametrize('family, channels, launches', [('HcNet', 64, [6, 11]),
+                                                        ('VHeat', 96, [3, 6])])
+def test_compilers_see_through_a_block(graphs, monkeypatch, family, channels, launches):
+    import mmhcnet
+    from mmhcnet.models.backbones.hcnet import HcBlock
+    from mmhcnet.models.backbones.vheat import VHeatBlock
+
+    monkeypatch.setattr(backend, 'on_gpu', lambda x: True)
+    model = getattr(mmhcnet, family)('tiny')
+    block = next(m for m in model.train().modules() if isinstance(m, (HcBlock, VHeatBlock)))
+    found, collect = graphs
+    x = torch.rand(2, channels, 7, 7).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        compiled = torch.compile(block, backend=collect, fullgraph=True)
+        y = compiled(x) if family == 'HcNet' else compiled(x, torch.rand(7, 7, channels))
+    y.float().sum().backward()
+    assert [kernels_in(graph) for graph in found] == launches
