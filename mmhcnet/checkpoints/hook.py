@@ -187,15 +187,15 @@ class CheckpointHook(_CheckpointHook):
 
     @staticmethod
     def _check_optimizer(runner: Runner) -> None:
-        """torch takes the settings of an optimizer of another class, and fails in the first step."""
+        """torch takes over settings of another class of optimizer, and fails in the first step."""
         wrapper = runner.optim_wrapper
         for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
             lacks = [key for group in each.optimizer.param_groups
                      for key in each.optimizer.defaults if key not in group]
             if lacks:
                 raise UserError(
-                    f"cannot resume from '{runner._load_from}': it is of another optimizer, without "
-                    f"'{lacks[0]}'. Resume with the optimizer that it was trained with, or give it "
+                    f"cannot resume from '{runner._load_from}': it is of another optimizer, "
+                    f"without '{lacks[0]}'. Resume with the optimizer that it was trained with, or give it "
                     'as --cfg-options load_from=... without --resume, to start from its weights')
 
     def _take_folder(self) -> None:

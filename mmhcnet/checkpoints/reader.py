@@ -10,8 +10,9 @@ from typing import Any, Callable, Dict, Optional
 
 import torch
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import (get_deprecated_model_names, get_external_models,
-                                        get_mmcls_models, get_torchvision_models)
+from mmengine.runner.checkpoint import (_get_mmengine_home, get_deprecated_model_names,
+                                        get_external_models, get_mmcls_models,
+                                        get_torchvision_models)
 from torch import Tensor
 
 from mmhcnet.errors import UserError, nearest
@@ -127,8 +128,10 @@ def _load_named(name: str, map_location: Any = None, trust: bool = False, *,
     known = models()
     if name not in known:
         raise UserError(f"{owner} has no weights '{name}'{nearest(name, known)}")
-    load = load_url if '://' in known[name] else load_local
-    return load(known[name], map_location, trust)
+    if '://' in known[name]:
+        return load_url(known[name], map_location, trust)
+    # Of a user's own list of OpenMMLab's models.
+    return load_local(os.path.join(_get_mmengine_home(), known[name]), map_location, trust)
 
 
 def _openmmlab_models() -> Dict[str, str]:

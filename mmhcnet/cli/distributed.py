@@ -22,8 +22,8 @@ def check_launcher(launcher: str) -> None:
     """
     variable, program, command = _SET_BY.get(launcher, (None, None, None))
     if variable and variable not in os.environ:
-        raise UserError(f'--launcher {launcher} is given by {program}, which sets {variable}: start '
-                        f'the run with {command}, or leave --launcher out')
+        raise UserError(f'--launcher {launcher} is given by {program}, which sets {variable}: '
+                        f'start the run with {command}, or leave --launcher out')
 
 
 def prepare_distributed(cfg: Config) -> None:

@@ -71,8 +71,8 @@ def explain(error: BaseException) -> str:
                 'custom_imports in the config')
     match = re.search(r'to have (\d+) channels, but got (\d+) channels', text)
     if match:
-        return (f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, the '
-                f'images have {match[2]}: set model.backbone.in_channels={match[2]}, with as many '
+        return (f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, '
+                f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as many '
                 'numbers in mean and std of data_preprocessor')
     if isinstance(error, json.JSONDecodeError):
         return f'an annotation file is not whole JSON: {text}'

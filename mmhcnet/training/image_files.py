@@ -18,16 +18,27 @@ _SEEN: ContextVar[Optional[dict]] = ContextVar('seen', default=None)
 
 @register_backend(BACKEND)
 class ImageBackend(LocalBackend):
-    """mmengine's local file backend, which refuses an image that is cut short."""
+    """mmengine's local file backend, which refuses an image that is empty or cut short.
+
+    Args:
+        refuse_cut (bool): Whether an image that is cut short is refused, too.
+    """
+
+    def __init__(self, refuse_cut: bool = True):
+        super().__init__()
+        self.refuse_cut = refuse_cut
 
     def get(self, filepath: Union[str, Path]) -> bytes:
         """Bytes of a file, or of a URI as mmengine finds its storage.
 
         Raises:
-            BadSample: The image ends before its file does.
+            BadSample: The file is empty, or ends before its image does.
         """
         content = get(filepath) if '://' in str(filepath) else super().get(filepath)
-        if is_cut(content):
+        if not content:
+            # OpenCV's message has no name.
+            raise BadSample(f"the image file is empty: '{filepath}'")
+        if self.refuse_cut and is_cut(content):
             raise BadSample(f"the image file is cut short: '{filepath}'")
         seen = _SEEN.get()
         if seen is not None:
@@ -45,19 +56,22 @@ def images_seen() -> Iterator[Dict[str, Optional[Tuple[int, int]]]]:
         _SEEN.reset(token)
 
 
-def read_through_backend(dataset: Any) -> None:
+def read_through_backend(dataset: Any, refuse_cut: bool = True) -> None:
     """Let the loading steps of a data set read through :class:`ImageBackend`.
 
     A step that has a storage of its own keeps it.
 
     Args:
         dataset (Dataset): Without wrappers; its ``pipeline`` is changed in place.
+        refuse_cut (bool): As for :class:`ImageBackend`.
     """
+    settings = {} if refuse_cut else dict(refuse_cut=False)
     for step in _steps(getattr(dataset, 'pipeline', None)):
         # Those that decode what mmengine's file backends read.
         decodes = hasattr(step, 'imdecode_backend')
-        if getattr(step, 'file_client_args', None) is None and decodes and getattr(step, 'backend_args', None) in (None, {}, dict(backend='local')):
-            step.backend_args = dict(backend=BACKEND)
+        local = decodes and getattr(step, 'file_client_args', None) is None
+        if local and getattr(step, 'backend_args', None) in (None, {}, dict(backend='local')):
+            step.backend_args = dict(backend=BACKEND, **settings)
 
 
 def _steps(part: Any) -> Iterator[Any]:

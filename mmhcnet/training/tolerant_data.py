@@ -14,7 +14,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
 from .coco_annotations import left_out_of
-from .image_files import images_seen
+from .image_files import images_seen, read_through_backend
 from .sample_rules import (boxes_left_out, check_sample, refuse_absurd_annotations, source_of,
                            sources)
 
@@ -129,13 +129,15 @@ class DataFaultHook(Hook):
                     f'{"; ..." * (len(left_out) > NAMED)}')
 
     def before_val(self, runner: Runner) -> None:
-        self._look_at_annotations(runner.val_dataloader.dataset)
+        self._prepare(runner.val_dataloader.dataset)
 
     def before_test(self, runner: Runner) -> None:
-        self._look_at_annotations(runner.test_dataloader.dataset)
+        self._prepare(runner.test_dataloader.dataset)
 
-    def _look_at_annotations(self, dataset: Any) -> None:
+    def _prepare(self, dataset: Any) -> None:
         for source in sources(dataset):
+            # Before the workers start. An empty file is named; others OpenMMLab names itself.
+            read_through_backend(source, refuse_cut=False)
             file = str(getattr(source, 'ann_file', None))
             if file.endswith('.json') and file not in self._looked_at and os.path.isfile(file):
                 self._looked_at.add(file)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
+from mmhcnet.checkpoints import formats
 from mmhcnet.checkpoints.download import cached_path, digest_in
 from mmhcnet.checkpoints.reader import load_local, load_safely
 from mmhcnet.errors import UserError
@@ -69,6 +70,16 @@ def test_a_whole_runs_checkpoint(tmp_path):
     # With the moving average mmengine swaps the two.
     assert all(torch.equal(loaded['ema_state_dict'][f'module.{key}'], weights[key])
                for key in weights)
+
+
+def test_a_run_on_an_old_torch(tmp_path, monkeypatch, schemes):
+    """Before 2.6 this package's own reader takes the place of torch's."""
+    monkeypatch.setattr(formats, 'TORCH_IS_SOUND', False)
+    load_safely()
+    toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
+    runner = toy_runner(tmp_path, train_cfg=dict(max_epochs=2), resume=True)
+    runner.train()
+    assert (runner.epoch, runner.iter) == (2, 12)
 
 
 def test_the_refusal_names_what_is_not_weights(tmp_path):

@@ -24,6 +24,8 @@ TRAIN = {
     'bracket': (CLS, ['+', 'model.backbone.out_indices=(0,1'], 'Imbalanced brackets'),
     'unknown flag': (CLS, ['--batch-size', '4'], 'unrecognized arguments: --batch-size 4'),
     'launcher': (CLS, ['--launcher', 'torchrun'], "invalid choice: 'torchrun'"),
+    'empty resume': (CLS, ['--resume', ''], '--resume has an empty path'),
+    'empty pretrained': (CLS, ['--pretrained', ''], '--pretrained has an empty path'),
     'trial and resume': (CLS, ['--trial', '3', '--resume'], '--trial starts anew'),
     'trial of text': (CLS, ['--trial', 'three'], "invalid int value: 'three'"),
     'trial of nothing': (CLS, ['--trial', '0'], 'at least 1 iteration'),

@@ -12,6 +12,7 @@ from mmhcnet.training.image_files import BACKEND, images_seen, read_through_back
 from mmhcnet.training.sample_rules import BadSample
 from mmhcnet.training.tolerant_data import DataFaultHook
 
+from ..test_checkpoints.test_hook import Scores
 from ..toy import ToyDataset, toy_runner
 
 
@@ -147,3 +148,25 @@ def test_another_storage_by_its_prefix(folder):
     assert list(seen) == ['toy://a']
     with pytest.raises(BadSample, match="cut short: 'toy://b'"):
         get('toy://b', backend_args=dict(backend=BACKEND))
+
+
+def test_an_empty_image_in_a_validation_is_named(folder, tmp_path):
+    second, first = sorted(folder.iterdir())[:2]
+    # One that is cut is taken as OpenCV fills it.
+    first.write_bytes(first.read_bytes()[:-100])
+    dataset = pictures(folder)
+    dataset.test_mode = True
+    loader = dict(batch_size=4, num_workers=0, dataset=dataset,
+                  sampler=dict(type='DefaultSampler', shuffle=False))
+    for empty in (False, True):
+        if empty:
+            second.write_bytes(b'')
+        runner = toy_runner(tmp_path / f'run{empty}', val_dataloader=loader, val_cfg=dict(),
+                            val_evaluator=[Scores([0.1])])
+        runner.model.val_step = lambda data: [0]
+        runner.register_hook(DataFaultHook())
+        if empty:
+            with pytest.raises(BadSample, match=f"the image file is empty: '{second}'"):
+                runner.val()
+        else:
+            runner.val()
