@@ -8,8 +8,9 @@ from mmengine.registry import FUNCTIONS as ROOT_FUNCTIONS
 from mmengine.registry import HOOKS as ROOT_HOOKS
 from mmengine.registry import LOOPS as ROOT_LOOPS
 from mmengine.registry import MODELS as ROOT_MODELS
-from mmengine.registry import VISBACKENDS as ROOT_VISBACKENDS
+from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as ROOT_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import PARAM_SCHEDULERS as ROOT_PARAM_SCHEDULERS
+from mmengine.registry import VISBACKENDS as ROOT_VISBACKENDS
 from mmengine.registry import Registry, build_scheduler_from_cfg
 
 from . import config_files  # noqa: F401  _base_ = 'mmhcnet::...'
@@ -26,6 +27,9 @@ HOOKS = Registry(
         'mmhcnet.training.preemption', 'mmhcnet.training.resumed_schedule',
         'mmhcnet.training.tolerant_data'])
 LOOPS = Registry('loop', parent=ROOT_LOOPS, scope='mmhcnet', locations=['mmhcnet.training.loops'])
+OPTIM_WRAPPER_CONSTRUCTORS = Registry(
+    'optimizer wrapper constructor', parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS, scope='mmhcnet',
+    locations=['mmhcnet.training.layer_decay'])
 PARAM_SCHEDULERS = Registry(
     'parameter scheduler', parent=ROOT_PARAM_SCHEDULERS, scope='mmhcnet',
     build_func=build_scheduler_from_cfg, locations=['mmhcnet.training.schedulers'])

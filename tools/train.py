@@ -15,7 +15,7 @@ with advised_imports():
     from mmhcnet.checkpoints.locate import resume_of_attempt
     from mmhcnet.cli.compile import check_compile, compiled
     from mmhcnet.cli.config import (add_tensorboard, check_data, check_optimizer, check_training,
-                                   fuse_optimizer, load_config)
+                                   fuse_optimizer, load_config, use_layer_depths)
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
     from mmhcnet.cli.schedule import run_length, validation_interval
@@ -80,6 +80,7 @@ def build_config(args: Namespace) -> Config:
 
 
 def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> None:
+    use_layer_depths(cfg)
     check_optimizer(cfg)
     fuse_optimizer(cfg)
     if args.pretrained:

@@ -177,6 +177,24 @@ def fuse_optimizer(cfg: Config) -> None:
         optimizer.fused = True
 
 
+def use_layer_depths(cfg: Config) -> None:
+    """Let mmdet's and mmseg's name for layer-wise decay stand for ours, with our backbones.
+
+    Theirs know ConvNeXt only.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    theirs = 'LearningRateDecayOptimizerConstructor'
+    wrapper, backbone = cfg.get('optim_wrapper') or {}, cfg.get('model', {}).get('backbone') or {}
+    name = wrapper.get('constructor')
+    if name in (theirs, f'mmdet.{theirs}', f'mmseg.{theirs}') \
+            and str(backbone.get('type')).startswith('mmhcnet.'):
+        wrapper.constructor = f'mmhcnet.{theirs}'
+        print_log(f'optim_wrapper.constructor is mmhcnet.{theirs}: {theirs} of {cfg.default_scope} '
+                  'knows no backbone of mmhcnet.', logger='current')
+
+
 def as_list(value: Any) -> list:
     """A config's value that may be one dict, a list of them, or missing."""
     return [value] if isinstance(value, dict) else list(value or [])

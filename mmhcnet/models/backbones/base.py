@@ -223,6 +223,33 @@ class HierarchicalBackbone(BaseModule):
             parts.append(getattr(self, f'norm{i}'))
         return parts
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Where a parameter stands, for layer-wise learning-rate decay.
+
+        The stem has depth 0, the blocks 1 to D in their order, and what is not of the backbone
+        D + 1. A downsampling belongs to the block that it leads to, an output norm to the block
+        that it follows.
+
+        Args:
+            param_name (str): Name of the parameter in the model.
+            prefix (str): What the names of the backbone's own begin with there.
+
+        Returns:
+            tuple[int, int]: Its depth, and D + 2, the number of depths.
+        """
+        sizes = [len(stage) for stage in self.stages]
+        total = sum(sizes) + 2
+        if not param_name.startswith(prefix):
+            return total - 1, total
+        part, *rest = param_name[len(prefix):].split('.')
+        if part == 'stages':
+            return sum(sizes[:int(rest[0])]) + int(rest[1]) + 1, total
+        if part == 'downsamples':
+            return sum(sizes[:int(rest[0]) + 1]) + 1, total
+        if part.startswith('norm'):
+            return sum(sizes[:int(part[4:]) + 1]), total
+        return (0 if part == 'stem' else total - 1), total
+
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         # mmengine only warns of weights that do not fit, and goes on with random ones.
         found = describe({key[len(prefix):]: value for key, value in state_dict.items()

@@ -198,6 +198,13 @@ class VHeat(HierarchicalBackbone):
         """The frequency embedding of stage i, (H, W, C) for the map x (B, C, H, W), or None."""
         return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])), )
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        # An embedding is an input of all blocks of its stage: it counts with the first one.
+        if param_name.startswith(f'{prefix}freq_embed.'):
+            first = f'{prefix}stages.{param_name[len(prefix):].split(".")[1]}.0.'
+            return super().get_layer_depth(first, prefix)
+        return super().get_layer_depth(param_name, prefix)
+
     def stage_parts(self, i: int) -> list:
         """All that belongs to stage i, its frequency embedding included."""
         own = [] if self.freq_embed is None else [self.freq_embed[i]]
