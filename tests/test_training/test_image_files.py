@@ -162,10 +162,10 @@ def test_an_empty_image_in_a_validation_is_named(folder, tmp_path):
         runner.model.val_step = lambda data: [0]
         runner.register_hook(DataFaultHook())
         runner.val()
+        return runner.val_dataloader.dataset.pipeline.transforms[0]
 
-    validate('whole')
     # Whether one that is cut is taken is left to the loading step.
-    assert dataset.pipeline.transforms[0].backend_args == dict(backend=BACKEND, refuse_cut=False)
+    assert validate('whole').backend_args == dict(backend=BACKEND, refuse_cut=False)
     empty.write_bytes(b'')
     with pytest.raises(BadSample, match=f"the image file is empty: '{empty}'"):
         validate('empty')
