@@ -176,6 +176,13 @@ def test_heat_step_broadcasts_k(k, stencil):
     assert_as_good_as_torch(heat_step, heat_step_ref, [z, w, k])
 
 
+def test_sums_of_more_strips_than_a_program_adds_up(monkeypatch):
+    from mmhcnet.ops.triton import heat_step as kernels
+    inputs = heat_inputs((1, 2, 9, 3), 'anisotropic')
+    monkeypatch.setattr(kernels, '_STRIPS', 1)
+    assert_as_good_as_torch(heat_step, heat_step_ref, inputs)
+
+
 def layouts(x):
     """The same numbers in other places."""
     yield x.contiguous(memory_format=torch.channels_last)

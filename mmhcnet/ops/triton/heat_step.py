@@ -24,6 +24,8 @@ from .strip import Strips, load_row, place, store_row, strips
 _COLUMNS = (7, 8)
 _PROGRAMS = 2048
 _LEAST_ROWS = 4
+# Strips of a sample that one program adds up.
+_STRIPS = 64
 
 
 @triton.jit
@@ -379,10 +381,12 @@ def _heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
             wrap_triton(_isotropic_sums, z)[cut.grid](dout, z, sums, *sizes, num_warps=1)
             return sums.sum(1).view(batch, channels), sums.new_empty((channels, 0))
         wrap_triton(_anisotropic_sums, z)[cut.grid](dout, z, sums, *sizes, num_warps=1)
+        if cut.of_sample > _STRIPS:
+            sums = sums.sum(1, keepdim=True)
         dk = z.new_empty((batch, channels), dtype=torch.float32)
         of_w = z.new_empty((batch, channels, 4), dtype=torch.float32)
         wrap_triton(_combine, z)[(batch, )](
-            sums, w.contiguous(), k, dk, of_w, cut.of_sample, k.stride(0), k.stride(1), channels,
+            sums, w.contiguous(), k, dk, of_w, sums.shape[1], k.stride(0), k.stride(1), channels,
             64, 16)
     return dk, of_w.sum(0)
 

@@ -80,8 +80,9 @@ def on_device(x: Tensor) -> ContextManager:
 
 
 def known(x: Tensor) -> bool:
-    """Whether the sizes of x are numbers, not symbols that torch.compile keeps open."""
-    return all(type(n) is int for n in x.shape)
+    """Whether B, H and W of x are numbers, not symbols that torch.compile keeps open."""
+    batch, _, height, width = x.shape
+    return type(batch) is type(height) is type(width) is int
 
 
 def check_size(batch: int, *sample: int) -> None:
