@@ -16,8 +16,9 @@ def gelu_dwconv_ref(x: Tensor, weight: Tensor) -> Tensor:
 def gelu_dwconv(x: Tensor, weight: Tensor, backend: str = 'auto') -> Tensor:
     """y = DWConv3x3(GELU(x)), with zeros around the map (HcNet, refinement approximation layer).
 
-    GELU is exact: x Φ(x) with the error function. For the backward pass the kernel keeps ``x``
-    only, plain torch also GELU(x).
+    GELU is x Φ(x) with the error function, not the form with tanh; the kernel's is off by at most
+    2.8e-7 in float32 and, before it is rounded, by 1.9e-5 in 16 bits. For the backward pass the
+    kernel keeps ``x`` only, plain torch also GELU(x).
 
     Args:
         x (Tensor): (B, C, H, W), floating point.

@@ -1,10 +1,10 @@
 """Fused kernels against their plain-torch references, and against a copy of the same bytes.
 
 For the maps of HcNet-T's four stages and of vHeat-T's: time of a kernel, the ratio of its
-reference's time to it, and the share of the measured copy bandwidth that it reaches. Bytes are those
-that it reads and writes, each field once; a norm over a whole sample reads it twice. Sums over
-pixels, and the kernels that add up partial ones, are in the time but not in the bytes. Written for a
-GPU; on a CPU the references are compared with themselves.
+reference's time to it, and the share of the measured copy bandwidth that it reaches. Bytes are
+those that it reads and writes, each field once; a norm over a whole sample reads it twice. Sums
+over pixels, and the kernels that add up partial ones, are in the time but not in the bytes. Written
+for a GPU; on a CPU the references are compared with themselves.
 """
 import argparse
 from typing import Callable, Iterator, NamedTuple, Tuple

@@ -24,8 +24,9 @@ _LANES = 128
 class Strips(NamedTuple):
     """How a field (B, C, H, W) is cut into strips.
 
-    ``of_sample`` of so many ``rows`` cover a block of channels of a sample. ``layout`` are the constants of a kernel: channels of a block, samples of a program, columns of
-    a strip, and whether all strips have as many.
+    ``of_sample`` strips of so many ``rows`` cover a block of channels of a sample. ``layout`` are
+    the constants of a kernel: channels of a block, samples of a program, columns of a strip, and
+    whether all strips have as many.
     """
     grid: Tuple[int]
     of_sample: int
