@@ -8,7 +8,7 @@ from typing import Iterator, Optional
 import torch
 from torch import Tensor
 
-from mmhcnet.tracing import is_compiling, is_exporting
+from mmhcnet.tracing import is_compiling, is_exporting, is_transforming
 
 BACKENDS = ('auto', 'triton', 'torch')
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -51,7 +51,8 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
     """Whether to run the Triton kernel of an operator on ``x``.
 
     'auto' does for CUDA tensors in float32, float16 and bfloat16, where Triton is installed and
-    nothing is being exported. 'torch' never does.
+    nothing is being exported, or transformed by torch.func or forward-mode autograd. 'torch' never
+    does.
 
     Args:
         backend (str): 'auto', 'triton' or 'torch'.
@@ -69,7 +70,8 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
     on_device = on_gpu(x) or backend == 'triton' and _interpreted()
     others = [t.dtype for t in (x, *parameters) if t.dtype not in _DTYPES]
     if backend == 'auto':
-        return on_device and not others and _INSTALLED and not is_exporting()
+        return (on_device and not others and _INSTALLED and not is_exporting()
+                and (is_compiling() or not is_transforming()))
     if not _INSTALLED:
         raise RuntimeError("backend='triton' needs torch 2.7 or newer and the package triton: "
                            "install them, or use backend='auto'")

@@ -89,6 +89,21 @@ def test_auto_without_triton(monkeypatch):
     assert not backend.use_triton('auto', on_gpu(torch.float32))
 
 
+def test_auto_leaves_transforms_to_plain_torch(installed, monkeypatch):
+    monkeypatch.setattr(backend, 'on_gpu', lambda x: True)
+    fused = []
+
+    def function(x):
+        fused.append(backend.use_triton('auto', x))
+        return x.sum()
+
+    function(X)
+    torch.func.grad(function)(X)
+    torch.func.vmap(function)(X)
+    torch.func.jvp(function, (X, ), (X, ))
+    assert fused == [True, False, False, False]
+
+
 def test_auto_does_not_interpret(installed, monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     assert not backend.use_triton('auto', X)
