@@ -134,7 +134,7 @@ def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True)
-        # Of a single map behind a sigmoid they are numbers with a point.
+        # Of a single map after a sigmoid they are numbers with a point.
         labels, pixels = np.unique(result['predictions'].astype(int), return_counts=True)
         largest = sorted(zip(pixels / pixels.sum(), labels), reverse=True)[:5]
         return result['visualization'], ', '.join(

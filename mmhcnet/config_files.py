@@ -5,7 +5,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 
 # mmengine reads '<name>::<config>' only for the names in this table, and has no call to add one. It
 # looks for the distribution or module that a name stands for. The distribution of an editable
-# install lies elsewhere than its package, so this names a module: mmengine takes its folder.
+# install is elsewhere than its package, so this names a module: mmengine takes its folder.
 MODULE2PACKAGE['mmhcnet'] = 'mmhcnet.version'
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 def _config_root() -> Path:
     # A wheel carries the configs inside the package, where an editable install has links to those
-    # of the checkout; a checkout that is not installed has them beside it only.
+    # of the checkout; a checkout that is not installed has them next to it only.
     installed = _PACKAGE / '.mim' / 'configs'
     return installed.resolve() if installed.is_dir() else _PACKAGE.parent / 'configs'
 

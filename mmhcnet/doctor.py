@@ -1,4 +1,4 @@
-"""What is wrong in this environment, and the command that mends it: python -m mmhcnet.doctor
+"""What is wrong in this environment, and the command that fixes it: python -m mmhcnet.doctor
 
 One line for each finding; the exit code is 0 if there is none, and 1 otherwise. It imports nothing
 but Python's own modules and a table: the others are tried in a process of their own, where a crash
@@ -33,7 +33,7 @@ for name in sys.argv[1:]:
 '''
 
 ADVICE = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
-          'mends it.')
+          'fixes it.')
 
 
 @contextmanager
@@ -52,7 +52,7 @@ class Facts(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What is wrong, and the command that mends it."""
+    """What is wrong, and the command that fixes it."""
     problem: str
     cure: str
 
@@ -180,7 +180,7 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
             name = match[1].lower()
             stack = _stack(facts.versions)
             yield Finding(
-                f'{name} {match[2]} is not one that the packages beside it work with',
+                f'{name} {match[2]} is not one that the packages next to it work with',
                 _compile_mmcv(stack) if name == 'mmcv' else
                 f'pip install {"==".join(STACKS[stack][name])}')
 
@@ -227,7 +227,7 @@ def examine(facts: Facts) -> List[Finding]:
             if name != 'pkg_resources':
                 findings.append(Finding(
                     f'import {name} fails: {" ".join(error.split())}',
-                    f'no command is known here that mends it; python -c "import {name}" shows it '
+                    f'no command that fixes it is known here; python -c "import {name}" shows it '
                     'whole'))
     return list(dict.fromkeys(findings))
 

@@ -1,4 +1,4 @@
-"""Errors that only the user can put right, and the parts of their messages."""
+"""Errors that only the user can fix, and the parts of their messages."""
 import difflib
 import importlib.util
 from typing import Any
@@ -9,7 +9,7 @@ EXIT_PREEMPTED = 75
 
 
 class UserError(ValueError):
-    """What only the user can put right; the message is one sentence that says how."""
+    """What only the user can fix; the message is one sentence that says how."""
 
 
 def nearest(name: str, known: Any) -> str:

@@ -36,7 +36,7 @@ class Call:
 
 
 def archive(path, pickled, parts=(), compression=zipfile.ZIP_STORED):
-    """A checkpoint around a pickle written by hand; ``parts`` are (name, content) beside it."""
+    """A checkpoint around a pickle written by hand; ``parts`` are (name, content) next to it."""
     with zipfile.ZipFile(path, 'w', compression) as file:
         for name, content in (('data.pkl', pickled), ('version', '3\n'), ('byteorder', 'little'),
                               *parts):

@@ -358,7 +358,7 @@ def test_failed_step_is_made_good_by_the_next_run(module, monkeypatch, ready):
     assert set_up(module, monkeypatch, ready).commands == []
 
 
-def test_environment_without_pip_is_made_anew(module, monkeypatch, ready):
+def test_environment_without_pip_is_made_again(module, monkeypatch, ready):
     with pytest.raises(module.SetupError):
         set_up(module, monkeypatch, ready, lambda command: 'build.txt' in command)
     (Path(ready) / 'lib').mkdir()

@@ -25,7 +25,7 @@ time.sleep(300)
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts dist_train.sh beside a train.py that only waits."""
+    """Starts dist_train.sh next to a train.py that only waits."""
     for name in ('dist_train.sh', 'torchrun.sh'):
         shutil.copy(TOOLS / name, tmp_path / name)
     (tmp_path / 'train.py').write_text(RANK)

@@ -12,7 +12,7 @@ _NAMES = itertools.count()
 
 
 class ToyDataset(torch.utils.data.Dataset):
-    """Points (4, ) with noise drawn anew at every visit; class = sign of the first one.
+    """Points (4, ) with noise drawn afresh at every visit; class = sign of the first one.
 
     ``visits`` is a file to which the indices that were loaded are appended.
     """

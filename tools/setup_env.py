@@ -33,7 +33,7 @@ STATE = 'mmhcnet-env.json'
 LOG = 'setup.log'
 TEMPORARY = 'tmp'
 
-# The finished environment takes 8 GB, and 4 GB of downloads lie beside it until they are
+# The finished environment takes 8 GB, and 4 GB of downloads are next to it until they are
 # installed. pip's cache keeps these 4 GB as well, if there is room.
 DISK_GB = 12
 CACHE_GB = 4
@@ -80,7 +80,7 @@ CHECK_LIBRARIES = 'import torchvision, mmengine, mmcv, mmdet, mmseg, mmpretrain'
 
 
 class SetupError(Exception):
-    """What is wrong and what cures it, in one sentence."""
+    """What is wrong and how to fix it, in one sentence."""
 
 
 class StepError(SetupError):
@@ -143,7 +143,7 @@ def check_headers(python, include):
 
 
 def missing(what, debian, fedora=None):
-    """What is wrong, and the system's package that mends it."""
+    """What is wrong, and the system's package that fixes it."""
     return SetupError(
         '{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
             what, debian, '; Fedora: dnf install ' + fedora if fedora else ''))
@@ -422,7 +422,7 @@ def set_up(venv, stack):
         write_state(venv, state)
         say('Making {} for Python {}, once: about 10 minutes on 2 cores. The output goes to {}.'
             .format(venv, python, log.name))
-        # Downloads are unpacked beside the environment: /tmp is often small, or kept in memory.
+        # Downloads are unpacked next to the environment: /tmp is often small, or kept in memory.
         temporary = os.path.join(venv, TEMPORARY)
         shutil.rmtree(temporary, ignore_errors=True)
         os.makedirs(temporary)
@@ -437,7 +437,7 @@ def set_up(venv, stack):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--venv', default=os.path.join(ROOT, '.venv'), metavar='DIR',
-                        help='the environment (default: .venv beside the Makefile)')
+                        help='the environment (default: .venv next to the Makefile)')
     parser.add_argument('--stack', default='onedl', metavar='NAME',
                         help='which pinned stack to install (default: onedl)')
     try:

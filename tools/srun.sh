@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Start SCRIPT (train.py or test.py beside this file) under Slurm; slurm_train.sh and
+# Start SCRIPT (train.py or test.py next to this file) under Slurm; slurm_train.sh and
 # slurm_test.sh call this.
 #   tools/srun.sh SCRIPT PARTITION JOB_NAME ARGS...
 # Variables: GPUS (8), GPUS_PER_NODE (8, or GPUS if that is less), CPUS_PER_TASK (5), SRUN_ARGS.

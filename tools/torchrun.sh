@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Start SCRIPT (train.py or test.py beside this file) in N processes; dist_train.sh and
+# Start SCRIPT (train.py or test.py next to this file) in N processes; dist_train.sh and
 # dist_test.sh call this.
 #   tools/torchrun.sh SCRIPT N ARGS...
-# With MAX_RESTARTS=R the processes are started anew up to R times when one of them dies; train.py
-# then goes on from the newest whole checkpoint.
+# With MAX_RESTARTS=R the processes are started again up to R times when one of them dies; train.py
+# then goes on from the newest intact checkpoint.
 # Several machines: run it on each with NNODES, NODE_RANK, MASTER_ADDR and PORT set.
 set -euo pipefail
 SCRIPT=$1

@@ -47,7 +47,7 @@ def parse_args() -> Namespace:
             parser.error(f'--{name} has an empty path, as from a variable of the shell that is not '
                          'set')
     if args.trial is not None and args.resume:
-        parser.error('--trial starts anew: leave --resume out')
+        parser.error('--trial starts from scratch: leave --resume out')
     return args
 
 

@@ -1,4 +1,4 @@
-# ResNet-50 with vHeat's heat conduction operator behind the 3x3 convolutions of the last two
+# ResNet-50 with vHeat's heat conduction operator after the 3x3 convolutions of the last two
 # stages. As it stands it downloads nothing and trains from scratch. From ImageNet weights:
 #   --cfg-options model.backbone.init_cfg.type=Pretrained \
 #       model.backbone.init_cfg.checkpoint=torchvision://resnet50 \

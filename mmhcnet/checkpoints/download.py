@@ -1,4 +1,4 @@
-"""Checkpoints from the web, kept in torch's cache folder: whole, and of the address asked for."""
+"""Checkpoints from the web, kept in torch's cache folder: complete, and of the right address."""
 import hashlib
 import os
 import re
@@ -38,7 +38,7 @@ def download(url: str) -> str:
     """The path of the file of an address, which is downloaded if it is not there yet.
 
     Raises:
-        UserError: It cannot be downloaded, is not a whole checkpoint, or has another sha256 than
+        UserError: It cannot be downloaded, is not an intact checkpoint, or has another sha256 than
             its name states. Nothing is kept then.
     """
     path = cached_path(url)
@@ -72,8 +72,8 @@ def _fetch(url: str, path: str) -> None:
         except Refused:
             pass
         except Exception as error:
-            raise UserError(f"what came from '{url}' is not a whole checkpoint ({error}): try again"
-                            ) from error
+            raise UserError(f"what came from '{url}' is not an intact checkpoint ({error}): try "
+                            'again') from error
         os.replace(new, path)
     finally:
         if os.path.exists(new):

@@ -1,6 +1,6 @@
 """Checkpoint files that are complete or absent, whatever happens while they are written.
 
-Beside each lies a record, ``<checkpoint>.json``, of its size and sha256.
+Next to each is a record, ``<checkpoint>.json``, of its size and sha256.
 """
 import fcntl
 import hashlib
@@ -17,7 +17,7 @@ _CHUNK = 1 << 20
 
 
 def write_file(path: Union[str, Path], content: bytes) -> None:
-    """Replace a file at one instant: before it is the old one, after it the whole new one.
+    """Replace a file at one instant: before it is the old one, after it the complete new one.
 
     Raises:
         OSError: The disk is full, the folder is not writable, or what was written reads back
@@ -110,7 +110,7 @@ def lock_folder(folder: Union[str, Path]) -> Optional[TextIO]:
 
 @register_backend('mmhcnet.checkpoint')
 class CheckpointBackend(LocalBackend):
-    """mmengine's file backend for checkpoints on a local disk: atomic, with a record beside.
+    """mmengine's file backend for checkpoints on a local disk: atomic, with a record next to each.
 
     Args:
         run (str, optional): Names the run that writes, in the records.
@@ -123,7 +123,7 @@ class CheckpointBackend(LocalBackend):
     def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
         obj = bytes(obj)
         # Without a record a checkpoint is checked by its own checksums: so at no instant does a
-        # record of other contents stand beside it.
+        # record of other contents exist next to it.
         record_of(filepath).unlink(missing_ok=True)
         write_file(filepath, obj)
         record = dict(size=len(obj), sha256=hashlib.sha256(obj).hexdigest(), run=self.run)
@@ -135,7 +135,7 @@ class CheckpointBackend(LocalBackend):
 
 
 def fault_of(path: Union[str, Path]) -> Optional[str]:
-    """Why a checkpoint cannot be whole, or None.
+    """Why a checkpoint cannot be intact, or None.
 
     With a record, size and sha256 must agree with it. Without one, every checksum in the file
     must.
@@ -156,7 +156,7 @@ def fault_of(path: Union[str, Path]) -> Optional[str]:
             damaged = archive.testzip()
         return f"its part '{damaged}' is damaged" if damaged else None
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
-        return f'it has no record and is not a whole checkpoint ({error})'
+        return f'it has no record and is not an intact checkpoint ({error})'
     except OSError as error:
         return f'it cannot be read ({error.strerror or error})'
 

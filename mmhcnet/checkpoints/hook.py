@@ -18,7 +18,7 @@ from .files import (FolderInUse, change_record, fault_of, lock_folder, read_reco
                     remove_leftovers, write_file)
 from .fitting import fit, weights_of
 from .keeping import kept
-from .locate import NAMES, newest_whole, place_of
+from .locate import NAMES, newest_intact, place_of
 from .plain import plain, with_logs
 
 # What mmengine takes from a checkpoint when it resumes.
@@ -31,18 +31,19 @@ class _NotFinite(Exception):
 
 @HOOKS.register_module()
 class CheckpointHook(_CheckpointHook):
-    """Save checkpoints so that at every instant the newest whole one is on the disk.
+    """Save checkpoints so that at every instant the newest intact one is on the disk.
 
     The arguments are those of mmengine's hook. Beyond it:
 
-    - A file is written beside its place, flushed, read back and renamed; size and sha256 are
-      recorded beside it. An old checkpoint is removed after the new one stands, the best one too.
+    - A file is written next to its place, flushed, read back and renamed; size and sha256 are
+      recorded next to it. An old checkpoint is removed after the new one is written, and so is the
+      best one.
     - Only files that this run wrote, to its own folder, are removed, and no two runs write to one
       folder at the same time.
     - Weights that are not finite are not written. While :class:`mmhcnet.FiniteHook` counts steps,
       an old checkpoint stays until as many have succeeded after a newer one as may be skipped in a
       row: weights that a step has ruined replace no good ones.
-    - Resuming without a path takes the newest checkpoint that is whole and logs which it passed
+    - Resuming without a path takes the newest intact checkpoint and logs which it passed
       over. A given path is checked too.
     - It holds plain data, numbers, text, containers and tensors, so that any program reads it with
       ``torch.load(..., weights_only=True)``.
@@ -89,23 +90,23 @@ class CheckpointHook(_CheckpointHook):
         runner._resume = path is not None
 
     def _choose(self, runner: Runner) -> Tuple[Optional[str], Optional[str]]:
-        """The checkpoint to resume from, or None to start anew; and why there is none."""
+        """The checkpoint to resume from, or None to start from scratch; and why there is none."""
         if runner._load_from is not None:
             fault = None if '://' in runner._load_from else fault_of(runner._load_from)
             return runner._load_from, fault and (
                 f"cannot resume from '{runner._load_from}': {fault}. Leave the path out to take "
-                'the newest checkpoint of the work directory that is whole')
+                'the newest intact checkpoint of the work directory')
         folder, names = place_of(runner.work_dir, self.out_dir, self.filename_tmpl)
-        path, skipped = newest_whole(folder, names)
+        path, skipped = newest_intact(folder, names)
         for line in skipped:
             runner.logger.warning(f'Not resumed from {line}')
         if path is None and skipped:
-            return None, (f'none of the {len(skipped)} checkpoints in {folder} is whole '
-                          f'({"; ".join(skipped)}). Move them away to start anew')
+            return None, (f'none of the {len(skipped)} checkpoints in {folder} is intact '
+                          f'({"; ".join(skipped)}). Move them away to start from scratch')
         if path is None:
-            runner.logger.info(f'No checkpoint in {folder}: training starts anew.')
+            runner.logger.info(f'No checkpoint in {folder}: training starts from scratch.')
         else:
-            runner.logger.info(f'Resuming from {path}, the newest checkpoint that is whole.')
+            runner.logger.info(f'Resuming from {path}, the newest intact checkpoint.')
         return path and str(path), None
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -157,7 +158,7 @@ class CheckpointHook(_CheckpointHook):
         if resumed:
             self._check_optimizer(runner)
         hub = runner.message_hub
-        # A copied run has it in common with the original, a run that starts anew with none.
+        # A copied run has it in common with the original, a run that starts from scratch with none.
         self._run = str(hub.get_info('run', uuid.uuid4().hex))
         hub.update_info('run', self._run)
         self._local = isinstance(self.backend_args, dict) and (
@@ -257,7 +258,7 @@ class CheckpointHook(_CheckpointHook):
             for step in doubtful:
                 change_record(self._path(step), doubt='training steps soon after it were skipped, '
                               'so its weights may be ruined')
-            newest, _ = newest_whole(self.out_dir, (self.filename_tmpl, *NAMES))
+            newest, _ = newest_intact(self.out_dir, (self.filename_tmpl, *NAMES))
             return newest and str(newest)
         return None
 
@@ -308,7 +309,7 @@ class CheckpointHook(_CheckpointHook):
     def save_now(self, runner: Runner) -> Optional[str]:
         """Write a checkpoint after an iteration, whenever it is; returns the path if that worked.
 
-        In a run that saves by epochs it lies beside the others until the next of them stands.
+        In a run that saves by epochs it stays next to the others until the next of them is written.
         """
         step = runner.iter + 1
         meta = dict(epoch=runner.epoch, iter=step)

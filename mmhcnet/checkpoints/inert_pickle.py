@@ -22,11 +22,11 @@ _CONFIG_DICT = f'{ConfigDict.__module__}.ConfigDict'
 
 
 class Refused(Exception):
-    """Names what a file holds beside plain data."""
+    """Names what a file holds besides plain data."""
 
 
 class Damaged(Exception):
-    """What is wrong with a file that is not whole, or forged."""
+    """What is wrong with a file that is damaged or forged."""
 
 
 class StandIn:

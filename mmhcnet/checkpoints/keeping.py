@@ -5,7 +5,7 @@ from typing import Callable, List, Sequence
 def kept(steps: Sequence[int], number: int, proved: Callable[[int], bool]) -> List[int]:
     """Steps whose checkpoints stay.
 
-    Beside the newest ones that is the newest that is proved good by what came after it, because a
+    Besides the newest ones, that is the newest that is proved good by what came after it, because a
     step may ruin the weights before anybody sees it; and the one after that, which is proved next.
 
     Args:

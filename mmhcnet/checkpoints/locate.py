@@ -17,7 +17,7 @@ def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
     """Checkpoints in a folder, newest first.
 
     Args:
-        folder (str): Where they lie; may be missing.
+        folder (str): Their folder; may be missing.
         names (tuple[str]): File names with ``{}`` for the number; other files are not looked at.
     """
     patterns = [re.compile(r'(\d+)'.join(map(re.escape, name.split('{}')))) for name in names]
@@ -31,8 +31,8 @@ def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def newest_whole(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
-    """The newest checkpoint in a folder that is whole, and what was passed over.
+def newest_intact(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
+    """The newest intact checkpoint in a folder, and what was passed over.
 
     Returns:
         tuple: The path, or None; and for each newer one that is damaged a line with the reason.
@@ -53,7 +53,7 @@ def place_of(work_dir: str, out_dir: Optional[str] = None,
     Args:
         work_dir (str): Of the run.
         out_dir (str, optional): As given to the checkpoint hook, which adds the name of the work
-            directory to it. By default the checkpoints lie in the work directory.
+            directory to it. By default the checkpoints are in the work directory.
         filename_tmpl (str, optional): As given to the checkpoint hook.
     """
     folder = os.path.join(out_dir, Path(work_dir).name) if out_dir else work_dir
@@ -71,8 +71,8 @@ def resume_of_attempt(cfg: Config, resume: Optional[str]) -> Optional[str]:
         resume (str, optional): The value on the command line: None, 'auto' or a path.
 
     Raises:
-        UserError: A first attempt that may be restarted would start anew beside checkpoints of an
-            earlier run, and a restart would take those for its own.
+        UserError: A first attempt that may be restarted would start from scratch next to
+            checkpoints of an earlier run, and a restart would take those for its own.
     """
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     folder, names = place_of(cfg.work_dir, hook.get('out_dir'), hook.get('filename_tmpl'))

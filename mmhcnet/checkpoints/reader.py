@@ -53,7 +53,7 @@ def read_file(path: str, map_location: Any = None, lenient: bool = False) -> Any
                 raise UserError(f"'{path}' is {what} and not weights: convert it "
                                 f'{_PROGRAMS[what].format(path)}') from None
             raise UserError(
-                f"'{path}' is refused: beside weights it holds '{what}', and loading that could "
+                f"'{path}' is refused: besides weights it holds '{what}', and loading that could "
                 'run any program. If you trust where the file is from, add --trust-checkpoint'
             ) from None
         except Exception as error:
@@ -75,7 +75,7 @@ def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict
         dict: The checkpoint: a dict of tensors, or one that has such a dict as ``state_dict``.
 
     Raises:
-        UserError: The file holds more than weights and what mmengine keeps beside them, no weights,
+        UserError: The file holds more than weights and what mmengine keeps with them, no weights,
             or it cannot be read.
     """
     path = os.path.expanduser(path)

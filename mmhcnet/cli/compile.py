@@ -22,7 +22,7 @@ from .errors import explain
 from .image_sizes import varying_step
 
 # Graphs of one block: of four stages, in training and in testing, for whole and last batches, for
-# one image and several, and room for another architecture beside it.
+# one image and several, and room for another architecture as well.
 _GRAPHS = 64
 
 
@@ -182,8 +182,8 @@ def _check_graphs(cfg: Config, split: str, device: str) -> None:
         raise UserError(f'--compile graphs needs images of one size, and those of '
                         f'{split}_dataloader differ by {step}: use --compile without graphs')
     if cfg.get('optim_wrapper', {}).get('accumulative_counts', 1) > 1:
-        raise UserError('--compile graphs takes the memory of gradients anew in each iteration and '
-                        'cannot accumulate them: set optim_wrapper.accumulative_counts=1, or use '
+        raise UserError('--compile graphs takes the memory of gradients afresh in each iteration '
+                        'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or use '
                         '--compile without graphs')
 
 

@@ -37,7 +37,7 @@ def stock_config(name: str) -> str:
         raise FileNotFoundError(f"'{name}' is a config of {package}, which is not installed")
     found = Path(spec.origin).parent / '.mim' / 'configs' / path
     if not found.is_file():
-        raise FileNotFoundError(f"{package} carries no config '{path}'; those it has lie below "
+        raise FileNotFoundError(f"{package} carries no config '{path}'; those it has are below "
                                 f"'{found.parents[path.count('/')]}'")
     return str(found)
 
@@ -86,7 +86,7 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
         UserError: It cannot be read, or an option's key is not in it.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file '{path}'; configs of this project lie below "
+        raise FileNotFoundError(f"no config file '{path}'; configs of this project are below "
                                 'configs/')
     try:
         cfg = Config.fromfile(path)
@@ -240,7 +240,7 @@ def _loading_steps(pipeline: Any) -> Iterator[dict]:
 def data_paths(cfg: Config, split: str) -> Iterator[Tuple[str, str, bool]]:
     """Data folders and annotation files of a split.
 
-    Nothing is given of a data set behind a root that is missing here.
+    Nothing is given of a data set below a root that is missing here.
 
     Args:
         cfg (Config): The config.
@@ -309,7 +309,7 @@ def check_data(cfg: Config, splits: Iterable[str]) -> None:
             raise FileNotFoundError(message)
         elsewhere = [path for path, _, local in data_paths(cfg, split) if not local]
         if elsewhere:
-            print_log(f'Not looked for, because they lie in another storage: '
+            print_log(f'Not looked for, because they are in another storage: '
                       f'{", ".join(dict.fromkeys(elsewhere))}', logger='current')
 
 

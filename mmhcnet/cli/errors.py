@@ -75,8 +75,8 @@ def explain(error: BaseException) -> str:
                 f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as many '
                 'numbers in mean and std of data_preprocessor')
     if isinstance(error, json.JSONDecodeError):
-        return f'an annotation file is not whole JSON: {text}'
-    # A mere key says nothing.
+        return f'an annotation file is not complete JSON: {text}'
+    # The message of such an error is the key alone.
     if isinstance(error, KeyError) and error.args and ' ' not in text:
         return f"key '{text}' is missing"
     return text
@@ -157,7 +157,7 @@ def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
         begun (Callable): Whether the first iteration (or validation) is done; from then on only a
             :class:`UserError` is shortened.
         config (Callable): Path of the user's config, or None.
-        whole (Callable): Whether the user asks for the whole traceback. With the environment
+        whole (Callable): Whether the user asks for the full traceback. With the environment
             variable ``MMHCNET_TRACEBACK=1`` it is always shown.
     """
     try:
@@ -182,13 +182,13 @@ def import_task(scope: str) -> None:
         scope (str): A config's ``default_scope``; another one is left to mmengine.
 
     Raises:
-        UserError: The import fails; with what mends it.
+        UserError: The import fails; with what fixes it.
     """
     if scope not in ('mmpretrain', 'mmdet', 'mmseg'):
         return
     try:
         import_module(f'{scope}.models')
-    except Exception as error:  # a package that does not fit raises whatever it likes
+    except Exception as error:  # a package that does not fit may raise anything
         failure = {f'{scope}.models': f'{type(error).__name__}: {error}'}
         found = [finding for check in CHECKS
                  for finding in check(Facts(installed_versions(), failure))]

@@ -3,7 +3,7 @@ from typing import Iterator, List, Optional
 
 from mmengine.config import Config
 
-# Steps behind which all images have one size, behind which they may differ, and which choose
+# Steps after which all images have one size, after which they may differ, and which choose
 # between lists of steps; names of mmcv, mmpretrain, mmdet and mmseg.
 _ONE_SIZE = ('CenterCrop', 'EfficientNetCenterCrop', 'EfficientNetRandomCrop', 'RandomResizedCrop')
 _MANY_SIZES = ('CachedMixUp', 'CachedMosaic', 'Expand', 'MinIoURandomCrop', 'MixUp', 'Mosaic',
@@ -25,7 +25,7 @@ def _name(step: dict) -> str:
 
 
 def _one_size_behind(step: dict) -> Optional[bool]:
-    """Whether images have one size behind a step; None if it keeps the sizes that they had."""
+    """Whether images have one size after a step; None if it keeps the sizes that they had."""
     name = _name(step)
     if name in _ONE_SIZE:
         return True

@@ -83,7 +83,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
                         help='do not look at the data before the run (tools/misc/prepare_data.py '
                         'looks at all of it)')
     parser.add_argument('--traceback', action='store_true',
-                        help='on an error show the whole traceback (MMHCNET_TRACEBACK=1 does it '
+                        help='on an error show the full traceback (MMHCNET_TRACEBACK=1 does it '
                         'for every tool)')
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none',
                         help='job launcher')

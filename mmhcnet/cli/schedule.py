@@ -66,7 +66,7 @@ def validation_interval(cfg: ConfigDict) -> int:
 def written_for(schedulers: List[dict]) -> Optional[RunLength]:
     """The length that a schedule was written for, or None if it does not say.
 
-    Its end is that of the last part. Parts that count iterations beside others that count epochs
+    Its end is that of the last part. Parts that count iterations next to others that count epochs
     are warm-ups, and say nothing.
     """
     by_epoch = any(scheduler.get('by_epoch', True) for scheduler in schedulers)

@@ -92,7 +92,7 @@ def coco_layout(root: str) -> Layout:
         found[half] = Part(_folder_of(Path(root), path, first), name)
         classes[half] = names
     train, val = _both(found, root, "JSON in COCO's format for instances with \"{half}\" in its "
-                       'path, beside folders of its images')
+                       'path, next to folders of its images')
     if classes['train'] != classes['val']:
         raise UserError(f"the categories of '{train.labels}' and '{val.labels}' in '{root}' "
                         f"differ: {classes['train'][:10]} and {classes['val'][:10]}; write the "

@@ -105,7 +105,7 @@ class Difference(NamedTuple):
 def exportable(cfg: Config, checkpoint: Optional[str], shape: Tuple[int, int]) -> nn.Module:
     """What is exported of a config's model, in eval mode on the CPU.
 
-    A classifier, or a segmentor with logits at the size of the image, whole; of a detector
+    A classifier, or a segmentor with logits at the size of the image, in full; of a detector
     backbone and neck. A vHeat is folded for the image size.
 
     Args:
@@ -160,7 +160,7 @@ def export_onnx(module: nn.Module, path: str, shape: Tuple[int, int], opset: int
 
 def check_onnx(module: nn.Module, path: str,
                shapes: Sequence[Tuple[int, int, int]]) -> Iterator[Difference]:
-    """Runs an ONNX file in onnxruntime beside the module on random images.
+    """Runs an ONNX file in onnxruntime and the module on the same random images.
 
     Args:
         module (nn.Module): What the file was exported from.

@@ -1,6 +1,6 @@
 """Pure functions: no parameters, no state, no input is changed.
 
-Every operator with a fused kernel has a ``*_ref`` of the same signature in plain torch beside it.
+Every operator with a fused kernel has a ``*_ref`` of the same signature in plain torch next to it.
 ``*_forward``, ``*_backward``, ``*_sums`` and ``*_transposed`` are the pieces that a function with a
 backward of its own is made of; their kernels record no autograd.
 """

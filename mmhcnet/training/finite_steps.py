@@ -265,7 +265,7 @@ class FiniteHook(Hook):
         bad = torch.stack([own.to(device), gradients_bad]).to(torch.uint8)
         if is_distributed():
             all_reduce(bad, 'max')
-        # With several optimizers one bad one condemns the iteration.
+        # With several optimizers one bad one spoils the iteration.
         self._bad = bad.bool() if self._bad is None else self._bad.to(device) | bad.bool()
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
@@ -356,7 +356,7 @@ class FiniteHook(Hook):
                 if isinstance(hook, CheckpointHook):
                     before = hook.doubt_unproved(runner)
             then = f'--resume goes on from {before}, which is from before' if before else (
-                'start anew, because there is no checkpoint from before')
+                'start from scratch, because there is no checkpoint from before')
             raise UserError(
                 f'the {what} was not finite in {self.in_a_row} iterations in a row. Look at the '
                 'images that the log names, lower the learning rate, or train without --amp; then '

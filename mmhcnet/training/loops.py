@@ -140,7 +140,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         _check_batches(self.dataloader, endless=False)
 
     def run(self) -> torch.nn.Module:
-        """Train from where the run stands to its end."""
+        """Train from where the run is to its end."""
         self.runner.call_hook('before_train')
         _validate_if_due(self, self._epoch, self.max_epochs)
         while self._epoch < self.max_epochs and not self.stop_training:
@@ -213,7 +213,7 @@ class IterTrainLoop(BaseLoop):
         return self._iter
 
     def run(self) -> torch.nn.Module:
-        """Train from where the run stands to its end."""
+        """Train from where the run is to its end."""
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')

@@ -18,7 +18,7 @@ class PreemptionHook(Hook):
     """On SIGTERM finish the iteration, write a checkpoint and end with exit code 75.
 
     ``--resume`` then goes on exactly there, within an epoch too. All ranks end after the same
-    iteration. In a validation nothing is written: the run ends after the batch at hand, and goes on
+    iteration. In a validation nothing is written: the run ends after the current batch, and goes on
     from the newest checkpoint, with the validation if that was written just before it. A second
     SIGTERM goes to the handler from before training, which ends the process at once unless the
     program around has one of its own.

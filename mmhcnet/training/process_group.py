@@ -5,7 +5,7 @@ import torch.distributed
 
 
 def leave_distributed() -> None:
-    """End the process group, if there is one, while the interpreter still stands.
+    """End the process group, if there is one, while the interpreter still runs.
 
     A gloo thread lets go of the tensors of the last collective some time after that is complete,
     and needs the GIL for it. Python ends a thread that asks for the GIL while the interpreter shuts

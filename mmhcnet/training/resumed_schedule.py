@@ -69,7 +69,8 @@ class ResumedScheduleHook(Hook):
         if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
             raise UserError(
                 'param_scheduler is another one than in the checkpoint, and one of its parts '
-                'follows the validation: resume with the old one, or start anew with load_from')
+                'follows the validation: resume with the old one, or start from scratch with '
+                'load_from')
         meta = checkpoint['meta']
         epoch, iteration = meta['epoch'], meta['iter']
         epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)

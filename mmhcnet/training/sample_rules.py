@@ -38,7 +38,7 @@ def is_cut(file: Union[str, bytes]) -> bool:
 
     Args:
         file (str or bytes): A local path or the content of a file; one of another format counts as
-            whole, because OpenCV refuses it itself when it is cut short.
+            complete, because OpenCV refuses it itself when it is cut short.
     """
     content = _content(file)
     return not _has_end(content) and not _decodes(content)
@@ -137,7 +137,7 @@ def ids_without_class(labels: Any, classes: int, ignore_index: int) -> Any:
     """Which pixels of a label map hold an id that no class has and that is not ignored.
 
     Args:
-        labels (Tensor or np.ndarray): Ids as the loss sees them, behind ``reduce_zero_label``.
+        labels (Tensor or np.ndarray): Ids as the loss sees them, after ``reduce_zero_label``.
         classes (int): How many classes there are.
         ignore_index (int): The id of pixels without a label.
     """

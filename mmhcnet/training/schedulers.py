@@ -24,7 +24,7 @@ class InIterations:
         Args:
             epoch_length (int): Iterations of an epoch.
             begin (float): First epoch, and parts of one, of the scheduler's time.
-            end (float): The epoch, and parts of one, behind it.
+            end (float): The epoch, and parts of one, after it.
             by_epoch (bool): The settings count epochs; nothing else is converted.
             settings: Those of the scheduler; points in time are in epochs after ``begin``.
         """

@@ -154,7 +154,7 @@ class DataFaultHook(Hook):
         if self.bad and self.drawn >= self.patience and self.bad > self.max_share * self.drawn:
             raise UserError(
                 f'{self.bad} of {self.drawn} samples could not be read, more than the share of '
-                f'{self.max_share} that default_hooks.data_faults.max_share allows: mend the '
+                f'{self.max_share} that default_hooks.data_faults.max_share allows: fix the '
                 'files that the log names')
 
     def after_train_epoch(self, runner: Runner) -> None:

@@ -20,7 +20,7 @@ THRESHOLD = 1 - 0.9545
 def measure(model: nn.Module, images: Tensor) -> Tensor:
     """|d (channels of the last map at its centre) / d pixel|, largest value 1.
 
-    The channels are summed with random signs. Their plain sum says nothing behind a LayerNorm: it
+    The channels are summed with random signs. Their plain sum says nothing after a LayerNorm: it
     is the same for all images.
 
     Args:

@@ -52,7 +52,7 @@ def cut(path, share):
     path.write_bytes(raw[:int(share * len(raw))])
 
 
-# With and without the record beside it: 2 x 15 damaged files.
+# With and without the record next to it: 2 x 15 damaged files.
 DAMAGES = {f'flipped at {at}': lambda path, at=at: flip(path, at)
            for at in (0.3, 0.5, 0.7, 0.9)} | {
     f'cut to {share}': lambda path, share=share: cut(path, share)
@@ -138,7 +138,7 @@ def test_a_kill_between_any_two_steps(tmp_path, monkeypatch):
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         whole = [path for path in (first, second) if path.exists() and fault_of(path) is None]
         assert whole and all(value_of(path) in (1, 2, 3) for path in whole)
-        # What exists under its own name is whole: nothing is half-written there.
+        # What exists under its own name is intact: nothing is half-written there.
         assert whole == [path for path in (first, second) if path.exists()]
         if code == 0:
             break

@@ -10,7 +10,7 @@ from mmengine.hooks import Hook
 from mmhcnet.checkpoints import files
 from mmhcnet.checkpoints.files import CheckpointBackend, fault_of, record_of
 from mmhcnet.checkpoints.hook import CheckpointHook
-from mmhcnet.checkpoints.locate import newest_whole
+from mmhcnet.checkpoints.locate import newest_intact
 from mmhcnet.errors import UserError
 
 from ..toy import ToyDataset, toy_runner
@@ -70,7 +70,7 @@ def test_a_killed_writers_file_is_removed(tmp_path):
     assert not (tmp_path / '.epoch_1.pth.tmp').exists()
 
 
-def test_resumes_from_the_newest_whole_one(tmp_path):
+def test_resumes_from_the_newest_intact_one(tmp_path):
     toy_runner(tmp_path).train()
     raw = (tmp_path / 'epoch_3.pth').read_bytes()
     (tmp_path / 'epoch_3.pth').write_bytes(raw[:-100])
@@ -82,7 +82,7 @@ def test_resumes_from_the_newest_whole_one(tmp_path):
     assert any('epoch_3.pth: it has' in line for line in lines)
     assert any('epoch_2.pth: it has 0 bytes' in line for line in lines)
     assert epoch_of(tmp_path / 'epoch_4.pth') == 4
-    # Epochs 2 and 3 have been trained anew.
+    # Epochs 2 and 3 have been trained again.
     assert fault_of(tmp_path / 'epoch_3.pth') is None
 
 
@@ -90,13 +90,13 @@ def test_newest_by_time_and_only_checkpoints_of_the_run(tmp_path):
     for i, name in enumerate(['epoch_9.pth', 'iter_1.pth', 'best_top1_epoch_9.pth', 'my.pth']):
         torch.save(dict(i=i), tmp_path / name)
         os.utime(tmp_path / name, (time.time() + i, ) * 2)
-    assert newest_whole(tmp_path, NAMES) == (tmp_path / 'iter_1.pth', [])
+    assert newest_intact(tmp_path, NAMES) == (tmp_path / 'iter_1.pth', [])
 
 
 def test_a_dangling_link_is_passed_over(tmp_path):
     torch.save(dict(i=1), tmp_path / 'epoch_1.pth')
     (tmp_path / 'epoch_2.pth').symlink_to(tmp_path / 'nowhere')
-    path, skipped = newest_whole(tmp_path, NAMES)
+    path, skipped = newest_intact(tmp_path, NAMES)
     assert path == tmp_path / 'epoch_1.pth' and 'cannot be read' in skipped[0]
 
 
@@ -107,7 +107,7 @@ def test_nothing_to_resume_starts_anew(tmp_path):
 
 def test_only_damaged_ones_do_not_start_anew(tmp_path):
     (tmp_path / 'epoch_7.pth').write_text('?')
-    with pytest.raises(UserError, match='none of the 1 checkpoints .* is whole .*start anew'):
+    with pytest.raises(UserError, match='none of the 1 checkpoints .* is intact .*from scratch'):
         toy_runner(tmp_path, resume=True).train()
 
 
@@ -176,7 +176,7 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path, full_disk):
     errors_of(runner)
     with pytest.raises(UserError, match='has ended, but the checkpoint could not be written'):
         runner.train()
-    assert newest_whole(tmp_path, NAMES)[0].name == 'epoch_2.pth'
+    assert newest_intact(tmp_path, NAMES)[0].name == 'epoch_2.pth'
 
 
 class Scores(BaseMetric):

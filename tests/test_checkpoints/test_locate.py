@@ -1,7 +1,7 @@
 import pytest
 from mmengine.config import ConfigDict
 
-from mmhcnet.checkpoints.locate import NAMES, newest_whole, place_of, resume_of_attempt
+from mmhcnet.checkpoints.locate import NAMES, newest_intact, place_of, resume_of_attempt
 from mmhcnet.errors import UserError
 
 from ..toy import toy_runner
@@ -38,7 +38,7 @@ def test_a_restart_finds_what_the_hook_has_written(tmp_path, monkeypatch, hook):
     hook = {key: value.replace('OUT', str(tmp_path / 'out')) for key, value in hook.items()}
     work_dir = tmp_path / 'run'
     toy_runner(work_dir, checkpoint=hook, train_cfg=dict(max_epochs=1)).train()
-    path, skipped = newest_whole(*place_of(str(work_dir), **hook))
+    path, skipped = newest_intact(*place_of(str(work_dir), **hook))
     assert path is not None and not skipped
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
     assert resume_of_attempt(config(work_dir, **hook), None) == 'auto'

@@ -84,7 +84,7 @@ def test_a_run_on_an_old_torch(tmp_path, monkeypatch, schemes):
 
 def test_the_refusal_names_what_is_not_weights(tmp_path):
     torch.save(dict(args=argparse.Namespace(lr=1)), tmp_path / 'a.pth')
-    with pytest.raises(UserError, match="beside weights it holds 'argparse.Namespace'.*add "
+    with pytest.raises(UserError, match="besides weights it holds 'argparse.Namespace'.*add "
                        '--trust-checkpoint'):
         load_local(str(tmp_path / 'a.pth'))
     assert load_local(str(tmp_path / 'a.pth'), trust=True)['args'].lr == 1
@@ -222,7 +222,7 @@ def test_a_download_that_was_cut_is_not_kept(web, tmp_path):
     url, content = 'https://somewhere/a.pth', saved(a=torch.ones(10))
     for part in (b'', content[:20], content[:-10], b'<html>sign in</html>'):
         web[url] = part
-        with pytest.raises(UserError, match='is not a whole checkpoint .*: try again'):
+        with pytest.raises(UserError, match='is not an intact checkpoint .*: try again'):
             CheckpointLoader.load_checkpoint(url)
         assert not os.listdir(tmp_path / 'home' / 'hub' / 'checkpoints')
     web[url] = content

@@ -151,7 +151,7 @@ def test_configs_that_openmmlab_packages_carry():
     assert path.endswith('resnet50_8xb32_in1k.py') and Path(path).is_file()
     for name, message in (
             ('mmpretrain::resnet/none.py', "mmpretrain carries no config 'resnet/none.py'; those "
-             "it has lie below '.*configs'"),
+             "it has are below '.*configs'"),
             ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed")):
         with pytest.raises(FileNotFoundError, match=message):
             stock_config(name)
@@ -268,7 +268,7 @@ def test_what_was_not_looked_for_is_said(monkeypatch):
     monkeypatch.setattr('mmhcnet.cli.config.print_log', lambda line, logger: lines.append(line))
     check_data(Config(dict(train_dataloader=dict(dataset=dict(
         data_root='s3://bucket/coco', ann_file='a.json')))), ['train'])
-    assert lines == ['Not looked for, because they lie in another storage: s3://bucket/coco, '
+    assert lines == ['Not looked for, because they are in another storage: s3://bucket/coco, '
                      's3://bucket/coco/a.json']
 
 

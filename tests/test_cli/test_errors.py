@@ -59,7 +59,7 @@ def test_the_traceback_is_kept(tmp_path):
     assert 'ZeroDivisionError' in (tmp_path / 'error.log').read_text()
 
 
-def test_after_the_first_iteration_only_what_the_user_can_put_right():
+def test_after_the_first_iteration_only_what_the_user_can_fix():
     with pytest.raises(ZeroDivisionError):
         with one_line_errors(begun=lambda: True):
             1 / 0

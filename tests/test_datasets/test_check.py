@@ -341,7 +341,7 @@ def test_what_makes_no_sense(situation, check, config, data, tmp_path):
     change(data)
     more = more.replace('DATA', str(data))
     code, said = check(task, more)
-    assert code == 1 and said.splitlines()[-1].startswith('to be mended: ')
+    assert code == 1 and said.splitlines()[-1].startswith('to be fixed: ')
     assert any(line.startswith('  ERROR ') and said_by_check in line for line in said.splitlines()
                ), said
     cfg = config(task, more)
@@ -356,7 +356,7 @@ def test_what_makes_no_sense(situation, check, config, data, tmp_path):
 # The same with a wrapper around the data set, where the attribute or the file is inside.
 RIGHT = {
     'cls': ('cls', nothing, ''), 'det': ('det', nothing, ''), 'seg': ('seg', nothing, ''),
-    'films behind photos': ('det', films, ''),
+    'films after photos': ('det', films, ''),
     'photos that are turned': ('det', turned_upright, ''),
     'another ignored id': (
         'seg', lambda data: label_maps(data, lambda a: np.where(a == 2, 254, a).astype(np.uint8)),

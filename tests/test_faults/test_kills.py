@@ -8,7 +8,7 @@ import pytest
 from mmengine.hooks import Hook
 
 from mmhcnet.checkpoints.files import CheckpointBackend
-from mmhcnet.checkpoints.locate import NAMES, newest_whole
+from mmhcnet.checkpoints.locate import NAMES, newest_intact
 
 from ..test_checkpoints.test_files import CALLS
 from ..test_training.test_loops import same, state_of
@@ -95,11 +95,11 @@ def check(tmp_path, kills):
     while sum(done.values()) < kills:
         folder = tmp_path / f'run{run}'
         in_save = done[True] < done[False]
-        newest, _ = newest_whole(folder, NAMES)
+        newest, _ = newest_intact(folder, NAMES)
         killed = (run_and_kill(folder, in_save=rng.randrange(60)) if in_save
                   else run_and_kill(folder, delay=rng.uniform(0, 0.5)))
-        after, _ = newest_whole(folder, NAMES)
-        # Nothing is lost: once there is a whole checkpoint there always is.
+        after, _ = newest_intact(folder, NAMES)
+        # Nothing is lost: once there is an intact checkpoint there always is.
         assert newest is None or after is not None
         if killed:
             done[in_save] += 1

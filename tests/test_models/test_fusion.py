@@ -54,7 +54,7 @@ def block_forms(monkeypatch):
 def gradients(model, parameters, x):
     x = x.clone().requires_grad_()
     outs = model(x)
-    # Random weights: a plain sum would have no gradient behind the norms.
+    # Random weights: a plain sum would have no gradient after the norms.
     rng = torch.Generator().manual_seed(1)
     loss = sum((y * torch.randn(y.shape, generator=rng, dtype=y.dtype)).sum() for y in outs)
     return outs, torch.autograd.grad(loss, [x, *parameters])

@@ -99,7 +99,7 @@ def test_symmetric_stencil_conserves_heat(size):
 
 def test_zero_flux_at_the_border():
     # A field that varies along the columns only, continued by its own mirror image, is what an
-    # insulated border means: a pixel at the border sees the same flux as one beside its mirror.
+    # insulated border means: a pixel at the border sees the same flux as one next to its mirror.
     half = torch.rand(1, 1, 5, 4, dtype=torch.float64)
     mirrored = torch.cat([half.flip(3), half], dim=3)
     w = torch.full((1, 4), .25, dtype=torch.float64)

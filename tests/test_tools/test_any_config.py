@@ -38,7 +38,7 @@ test_dataloader = dict(dataset=dict(metainfo=two))
 
 @pytest.fixture
 def config(tmp_path):
-    """Path of a config of a task with lines that change it, beside data of its own."""
+    """Path of a config of a task with lines that change it, next to data of its own."""
     write_scenes(tmp_path / 'data')
 
     def make(task, more):

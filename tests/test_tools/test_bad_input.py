@@ -1,4 +1,4 @@
-"""A mistake of the user ends a tool with one line that names the cure, before any training."""
+"""A mistake of the user ends a tool with one line that says how to fix it, before any training."""
 import importlib.util
 import os
 import re

@@ -169,7 +169,7 @@ def test_fault(task, fault, check, copied):
     assert code == 1
     line, *_ = [line for line in said.splitlines() if expected in line]
     assert line.startswith('  ERROR ') and str(root) in line
-    assert said.splitlines()[-1].startswith('to be mended: ')
+    assert said.splitlines()[-1].startswith('to be fixed: ')
 
 
 @pytest.mark.parametrize('task, inject, expected', [

@@ -89,7 +89,7 @@ def test_a_killed_rank_is_restarted(small, started, tmp_path):
     rank.send_signal(signal.SIGKILL)
     assert process.wait(timeout=400) == 0, (tmp_path / 'log').read_text()[-3000:]
     log = (tmp_path / 'log').read_text()
-    assert 'epoch_1.pth, the newest checkpoint that is whole' in log
+    assert 'epoch_1.pth, the newest intact checkpoint' in log
     assert 'resumed epoch: 1, iter: 4' in log
     last = torch.load(tmp_path / 'run' / 'epoch_3.pth', weights_only=False)
     assert (last['meta']['epoch'], last['meta']['iter']) == (3, 12)

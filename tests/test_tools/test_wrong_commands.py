@@ -1,4 +1,4 @@
-"""Wrong commands: each ends with one line that names the cure and an exit code other than 0."""
+"""Wrong commands: each ends with one line that says how to fix it and an exit code other than 0."""
 import os
 import sys
 from collections import OrderedDict
@@ -13,8 +13,8 @@ from .conftest import CONFIGS, ROOT
 CLS, DET, SEG = CONFIGS['classification'], CONFIGS['detection'], CONFIGS['segmentation']
 TASKS = {path: task for task, path in CONFIGS.items()}
 
-# What stands after the config; the part of the line that names the cure. Options of the small data
-# set are added where the first word is not NO.
+# What comes after the config; the part of the line that says how to fix it. Options of the small
+# data set are added where the first word is not NO.
 TRAIN = {
     # the command
     'no equals sign': (CLS, ['--cfg-options', 'model.backbone.arch'],
@@ -26,7 +26,7 @@ TRAIN = {
     'launcher': (CLS, ['--launcher', 'torchrun'], "invalid choice: 'torchrun'"),
     'empty resume': (CLS, ['--resume', ''], '--resume has an empty path'),
     'empty pretrained': (CLS, ['--pretrained', ''], '--pretrained has an empty path'),
-    'trial and resume': (CLS, ['--trial', '3', '--resume'], '--trial starts anew'),
+    'trial and resume': (CLS, ['--trial', '3', '--resume'], '--trial starts from scratch'),
     'trial of text': (CLS, ['--trial', 'three'], "invalid int value: 'three'"),
     'trial of nothing': (CLS, ['--trial', '0'], 'at least 1 iteration'),
     'amp on a CPU': (CLS, ['--amp'], '--amp needs a GPU'),
@@ -91,14 +91,14 @@ TRAIN = {
     'folder of images': (SEG, ['+', 'train_dataloader.dataset.data_prefix.img_path=none'],
                          'data_prefix.img_path'),
     'annotations that are none': (DET, ['+', 'train_dataloader.dataset.ann_file=BROKEN'],
-                                  'annotation file is not whole JSON'),
+                                  'annotation file is not complete JSON'),
     'no images': (CLS, ['+', 'train_dataloader.dataset.data_root=EMPTY',
                         'train_dataloader.dataset.data_prefix='], 'EMPTY'),
     # places
     'work directory below a file': (CLS, ['--work-dir', 'FILE/run'], 'Not a directory'),
     # checkpoints
     'no checkpoint': (CLS, ['--resume', 'none.pth'], "cannot resume from 'none.pth': "),
-    'damaged checkpoint': (CLS, ['--resume', 'TEXT'], 'is not a whole checkpoint'),
+    'damaged checkpoint': (CLS, ['--resume', 'TEXT'], 'is not an intact checkpoint'),
     'weights alone': (CLS, ['--resume', 'WEIGHTS'], 'holds weights only'),
     'another model': (CLS, ['--resume', 'OTHER'], 'it is of another model'),
     'nothing that fits': (CLS, ['+', 'load_from=WEIGHTS'], 'no weight of the model is in'),

@@ -42,7 +42,7 @@ def test_a_folder_that_is_gone(tmp_path):
     runner = toy_runner(tmp_path / 'run', dict(max_epochs=3), visualizer=VISUALIZER,
                         custom_hooks=[dict(type=Remove, priority='VERY_LOW')])
     runner.train()
-    # Checkpoints make their folder anew.
+    # Checkpoints make their folder again.
     assert (tmp_path / 'run' / 'epoch_3.pth').exists()
 
 

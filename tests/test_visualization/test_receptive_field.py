@@ -23,7 +23,7 @@ def test_receptive_field_of_a_known_filter():
     torch.testing.assert_close(field, expected / 4)
 
 
-def test_receptive_field_behind_a_layer_norm():
+def test_receptive_field_after_a_layer_norm():
     # There the sum over the channels is constant, and its gradient rounding noise.
     model = Model(MODELS.build(dict(type='mmhcnet.VHeat', out_indices=(1, ), arch=dict(
         ARCH, post_norm=False, layer_scale=None)))).eval()

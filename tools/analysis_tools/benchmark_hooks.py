@@ -254,7 +254,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--batch-norms', type=int, default=20,
-                        help="batch norms behind the backbone (default: 20; UperNet's heads have "
+                        help="batch norms after the backbone (default: 20; UperNet's heads have "
                         'about as many, those of classification and detection none)')
     parser.add_argument('--rounds', type=int, default=20)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The tables of the HcNet and vHeat papers, published figures beside measured ones, as Markdown.
+"""The tables of the HcNet and vHeat papers, published next to measured figures, as Markdown.
 
 Every row is a config of this project, or one that mmpretrain, mmdet or mmseg carries; nothing is
 computed but shapes, so all of it takes a few minutes on one CPU core.
@@ -15,7 +15,7 @@ from mmhcnet.inference.complexity import MASKS, PROPOSALS, SHAPES, Complexity, c
 from mmhcnet.models.backbones.hcnet import ARCHS
 
 ROOT = Path(__file__).resolve().parents[2]
-MISSING = 'not at hand'
+MISSING = 'not available'
 
 
 class Row(NamedTuple):
@@ -263,7 +263,7 @@ def document() -> str:
     vheat, vheat_det, vheat_seg = map(
         measure, (VHEAT_CLASSIFIERS, VHEAT_DETECTORS, VHEAT_SEGMENTORS))
     conductivities, filters = map(measure, (CONDUCTIVITIES, FILTERS))
-    return f'''# The papers' tables, published beside measured
+    return f'''# The papers' tables, published and measured
 
 Written by `python tools/analysis_tools/paper_tables.py --out docs/paper_tables.md`; do not edit.
 Each row is measured by `python tools/analysis_tools/get_flops.py` with the arguments in its last

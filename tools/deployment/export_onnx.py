@@ -1,7 +1,7 @@
 """Export a model to ONNX and compare it with torch in onnxruntime.
 
-A classifier (class logits) and a segmentor (logits of every pixel) are exported whole, of a
-detector backbone and neck: its boxes and masks are made behind the pyramid of maps. Batch, height
+A classifier (class logits) and a segmentor (logits of every pixel) are exported in full, of a
+detector backbone and neck: its boxes and masks are made after the pyramid of maps. Batch, height
 and width are dynamic; with a vHeat, which is folded for one image size, only the batch is. The
 graph takes normalised images; the mean, deviation and channel order are printed.
 """

@@ -3,7 +3,7 @@
 Asks the objects that will load and score it: the data sets of the config, the loading steps of
 their pipelines, and what model, metrics and loops assume. Names, numbers and annotations are
 checked throughout; images and label maps are loaded on a sample, or all of them with --full.
-Nothing is changed. Exit code 1 if something has to be mended.
+Nothing is changed. Exit code 1 if something has to be fixed.
 """
 import logging
 import sys
@@ -68,10 +68,10 @@ def check_split(cfg: Config, split: str, full: bool) -> Set[str]:
 
 
 def verdict(levels: dict) -> str:
-    """The last line: what has to be mended, or how complete the data is."""
+    """The last line: what has to be fixed, or how complete the data is."""
     bad = [split for split, found in levels.items() if 'ERROR' in found]
     if bad:
-        return f"to be mended: {', '.join(bad)}"
+        return f"to be fixed: {', '.join(bad)}"
     found = set().union(*levels.values())
     if 'not checked' in found:
         return 'no error was found, but not everything was checked (see "not checked" above)'

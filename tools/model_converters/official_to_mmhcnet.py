@@ -25,7 +25,7 @@ def main() -> None:
         if not os.path.isfile(args.src):
             raise FileNotFoundError(f"no checkpoint file '{args.src}'")
         converted = convert_state_dict(read_official(args.src), ema=args.ema)
-    # Renamed when complete: nobody finds a half-written file.
+    # Renamed when complete: no reader finds a half-written file.
     torch.save(dict(state_dict=converted), args.dst + '.tmp')
     os.replace(args.dst + '.tmp', args.dst)
     print(f'{len(converted)} weights -> {args.dst}')

@@ -57,7 +57,7 @@ def slope(x: List[float], y: List[float]) -> float:
 
 
 def fourier(out: Path) -> List[str]:
-    """Fields beside the series, and the error over the size of the grid."""
+    """Fields next to the series, and the error over the size of the grid."""
     k, end = .9, .05
     n = 32
     steps = round(end * n**2 / k)

@@ -254,7 +254,7 @@ def _fixed_size(cfg: Config, source: Source) -> Optional[int]:
     """The smaller side of what a pipeline makes, where it does not depend on the image."""
     _, preprocessor = preprocessor_of(cfg)
     if preprocessor.get('size') or preprocessor.get('pad_size_divisor'):
-        # Padded behind the pipeline.
+        # Padded after the pipeline.
         return None
     side = None
     for step in source.settings.get('pipeline') or []:

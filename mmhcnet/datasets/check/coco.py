@@ -238,7 +238,7 @@ class CocoFile(Annotations):
             twice = [i for i, n in Counter(map(_hashable, self.entries[key])).items() if n > 1]
             if twice:
                 yield Finding('repeated ids', self.file, f'{len(twice)} ids of {key} occur more '
-                              f'than once, the first: {twice[0]}', 'number them anew')
+                              f'than once, the first: {twice[0]}', 'renumber them')
 
     def _annotations(self) -> Iterator[Finding]:
         categories = {category['id'] for category in self.entries['categories']}

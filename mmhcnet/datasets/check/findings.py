@@ -15,7 +15,7 @@ class Finding(NamedTuple):
         kind (str): What findings of this sort are called, for counting them.
         where (str): A file or folder, or a key of the config.
         problem (str): What is wrong.
-        cure (str): What mends it.
+        cure (str): How to fix it.
         level (str): ``ERROR``; ``WARNING`` where training goes on and a person should look;
             ``NOT_CHECKED`` for what nobody looked at.
     """

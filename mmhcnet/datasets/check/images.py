@@ -9,7 +9,7 @@ from .sources import Loaded, Source
 
 
 def file_fault(path: str) -> Optional[str]:
-    """What is wrong with an image file that could not be loaded, or None if it is whole."""
+    """What is wrong with an image file that could not be loaded, or None if it is intact."""
     if not os.path.isfile(path):
         return 'is not there'
     size = os.path.getsize(path)
@@ -40,7 +40,7 @@ def unreadable(loaded: Loaded) -> Optional[Finding]:
                        f'is not an image ({os.path.getsize(local[0])} bytes) that its loading step '
                        f'reads: {what}', 'convert or remove it, or set another loading step')
     return Finding('samples that do not load', file, f'{type(loaded.error).__name__}: {what}',
-                   'mend its annotations, or the loading steps of the pipeline')
+                   'fix its annotations, or the loading steps of the pipeline')
 
 
 def orientation(path: str) -> int:

@@ -53,7 +53,7 @@ class DataSetCheck:
     def _begin(self) -> Iterator[Finding]:
         try:
             self.annotations = _annotations_of(self.source)
-        except Exception as error:  # a data set's constructor raises whatever it likes
+        except Exception as error:  # a data set's constructor may raise anything
             yield Finding('data sets that cannot be built', self.source.key, explain(error),
                           'correct its settings')
             return
@@ -93,7 +93,7 @@ class DataSetCheck:
         return found
 
     def _common_to_all(self) -> Iterator[Finding]:
-        """What is wrong with each of a few samples. Of single bad ones a training takes care."""
+        """What is wrong with each of a few samples. Training copes with single bad ones."""
         indices = sample_of(len(self.source.full), FEW)
         kinds: Dict[str, List[Finding]] = {}
         for finding in self._samples(indices, self.annotations.sample):
@@ -113,7 +113,7 @@ class DataSetCheck:
             return
         if any(finding.kind == ABSURD for finding in found):
             yield Finding('samples', self.source.key, 'no image was opened',
-                          'mend the errors and check again', NOT_CHECKED)
+                          'fix the errors and check again', NOT_CHECKED)
             return
         try:
             self.total = len(self.source.full)
@@ -123,7 +123,7 @@ class DataSetCheck:
                 yield Finding('data sets that cannot be built', self.source.key, explain(error),
                               'correct its files or settings')
             yield Finding('samples', self.source.key, 'no image was opened',
-                          'mend the errors and check again', NOT_CHECKED)
+                          'fix the errors and check again', NOT_CHECKED)
             return
         if not self.total and not _fatal(found):
             yield Finding('nothing is left', self.source.key, 'has no sample',
@@ -232,7 +232,7 @@ class SplitCheck:
             except Exception as error:
                 yield Finding('samples that do not pass the pipeline', key,
                               f'sample {index}: {type(error).__name__}: {explain(error)}',
-                              'mend the sample or the steps of its pipeline')
+                              'fix the sample or the steps of its pipeline')
 
 
 def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:

@@ -97,7 +97,7 @@ class LabelMaps(Annotations):
             backend_args=self.dataset.backend_args))
 
     def sample(self, loaded: Loaded) -> Iterator[Finding]:
-        """One pair behind its loading steps; counts its pixels."""
+        """One pair after its loading steps; counts its pixels."""
         labels = loaded.results.get('gt_seg_map')
         if labels is None:
             return
@@ -124,7 +124,7 @@ class LabelMaps(Annotations):
             yield Finding('labels out of range', path,
                           f'holds {", ".join(map(str, wrong[:5]))}, and {self.known} classes are '
                           f'{shift} to {self.known - 1 + shift}{other} and {ignored} for no label',
-                          'number the labels anew, or set metainfo.classes, reduce_zero_label and '
+                          'renumber the labels, or set metainfo.classes, reduce_zero_label and '
                           'ignore_index of the data set')
         self._count(labels, classes, ignored)
 

@@ -1,4 +1,4 @@
-"""What a metric reads by itself, beside the data set."""
+"""What a metric reads by itself, besides the data set."""
 import os
 from typing import Iterator, List
 

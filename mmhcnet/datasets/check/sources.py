@@ -41,7 +41,7 @@ def build_full(settings: dict) -> Any:
 
 
 class Loaded(NamedTuple):
-    """A sample behind the loading steps of its pipeline, or the error that they raised."""
+    """A sample after the loading steps of its pipeline, or the error that they raised."""
     info: dict
     results: dict
     error: Optional[Exception]
@@ -123,7 +123,7 @@ class Source:
     def load(self, indices: Iterable[int]) -> Iterator[Loaded]:
         """Samples through the steps that load them, whatever those are called.
 
-        Everything up to the step that gives an image counts as loading, and behind it what has
+        Everything up to the step that gives an image counts as loading, and after it what has
         "Load" in its name.
         """
         pipeline = [TRANSFORMS.build(dict(step)) if isinstance(step, dict) else step
@@ -137,7 +137,7 @@ class Source:
                         results = step(results)
                         if results is None:
                             raise ValueError(f'{type(step).__name__} gives nothing')
-            except Exception as failure:  # a loader of the user's raises whatever it likes
+            except Exception as failure:  # a loader of the user's may raise anything
                 error = failure
             yield Loaded(info, results or {}, error)
 

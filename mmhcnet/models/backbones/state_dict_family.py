@@ -13,7 +13,7 @@ _BLOCK_NORMS = {
 
 
 class WeightsError(ValueError):
-    """Weights that are not for the model; the message names both and the cure."""
+    """Weights that are not for the model; the message names both and says how to fix it."""
 
 
 class Weights(NamedTuple):

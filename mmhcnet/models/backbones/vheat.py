@@ -11,7 +11,7 @@ from mmhcnet.registry import MODELS
 
 from .base import Arch, HierarchicalBackbone, check_recompute, parse_arch
 
-# post_norm: norms behind operator and MLP instead of before them. layer_scale: initial value of
+# post_norm: norms after operator and MLP instead of before them. layer_scale: initial value of
 # a learned factor per channel on both, or None.
 ARCHS = {
     'tiny': dict(embed_dims=[96, 192, 384, 768], depths=[2, 2, 6, 2],
@@ -33,7 +33,7 @@ class VHeatBlock(nn.Module):
         channels (int): C.
         conduction (nn.Module): (B, H, W, C) and freq_embed -> (B, H, W, C).
         mlp (nn.Module): (B, H, W, C) -> (B, H, W, C).
-        post_norm (bool): Norms behind conduction and MLP instead of before them.
+        post_norm (bool): Norms after conduction and MLP instead of before them.
         layer_scale (float, optional): Initial value of γ1 and γ2, parameters (C,); None: without.
         drop_path (float): Probability of skipping conduction, or MLP, for a sample.
         recompute (bool): In the fused form, compute again in the backward pass what is cheap.

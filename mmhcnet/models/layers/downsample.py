@@ -8,7 +8,7 @@ class Downsample(nn.Module):
 
     Args:
         in_channels (int): Channels of the stage before.
-        out_channels (int): Channels of the stage behind.
+        out_channels (int): Channels of the next stage.
         norm (Callable): Makes the norm layer of a number of channels.
     """
 
