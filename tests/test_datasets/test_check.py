@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from PIL import Image
 
@@ -467,6 +468,32 @@ def test_warnings_are_logged_before_training(config, data, monkeypatch):
                         lambda text, logger, level: logged.append((text, level)))
     stop_at_errors(config('det'), ['train', 'val'])
     assert len(logged) == 1 and "as 'cyan'" in logged[0][0] and logged[0][1] == logging.WARNING
+
+
+def test_images_of_another_storage_are_looked_for_there(check, data):
+    """A mirror in memory: on the disk there is none of the images."""
+    files = {str(path): path.read_bytes() for path in images(data)}
+    for path in images(data):
+        path.unlink()
+
+    @register_backend(name='mirror', force=True)
+    class Mirror(LocalBackend):
+
+        def get(self, filepath):
+            return files[str(filepath)]
+
+        def exists(self, filepath):
+            return str(filepath) in files
+
+    more = both("""pipeline=[
+        dict(type='LoadImageFromFile', backend_args=dict(backend='mirror')),
+        dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+        dict(type='PackDetInputs', meta_keys=('img_id', 'ori_shape', 'img_shape'))]""")
+    code, said = check('det', more)
+    assert code == 0 and said.splitlines()[-1] == 'the data is complete', said
+    del files[min(files)]
+    code, said = check('det', more)
+    assert code == 1 and 'train/0.png: is not there, and ' in said
 
 
 def test_nothing_of_the_data_is_changed(check, data):

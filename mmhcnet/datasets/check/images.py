@@ -18,11 +18,11 @@ def file_fault(path: str) -> Optional[str]:
     return f'is truncated ({size} bytes)' if is_cut(path) else None
 
 
-def unreadable(loaded: Loaded) -> Optional[Finding]:
+def unreadable(loaded: Loaded, source: Source) -> Optional[Finding]:
     """A finding where a sample does not load, or loads although its file is cut short."""
     files = [loaded.info[key] for key in ('img_path', 'seg_map_path')
              if isinstance(loaded.info.get(key), str)]
-    local = [file for file in files if '://' not in file]
+    local = list(filter(source.is_local, files))
     if loaded.error is None:
         # OpenCV may fill what is missing of the image, and Pillow refuses label maps itself.
         local = local[:1]

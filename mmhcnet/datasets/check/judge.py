@@ -35,7 +35,11 @@ def _annotations_of(source: Source) -> Annotations:
     own = next(cls for cls in type(dataset).__mro__ if 'load_data_list' in vars(cls)) \
         if hasattr(dataset, 'load_data_list') else None
     known = dict(CocoDataset=CocoFile, CustomDataset=ClassFolders, BaseSegDataset=LabelMaps)
-    return known.get(getattr(own, '__name__', None), ListedSamples)(source)
+    kind = known.get(getattr(own, '__name__', None), ListedSamples)
+    if kind is ClassFolders and not source.is_local(dataset.img_prefix):
+        # Folders are walked through on a disk only.
+        kind = ListedSamples
+    return kind(source)
 
 
 class DataSetCheck:
@@ -151,7 +155,7 @@ class DataSetCheck:
         for loaded in self.source.load(indices):
             if loaded.info.get('img_path') in missing:
                 continue
-            found = unreadable(loaded)
+            found = unreadable(loaded, self.source)
             if found:
                 yield found
                 continue
@@ -296,9 +300,9 @@ def stop_at_errors(cfg: Config, splits: Iterable[str]) -> None:
     found = list(quick_check(cfg, splits))
     errors = list(dict.fromkeys(finding.text for finding in found if finding.level == ERROR))
     if errors:
-        others = f' ({len(errors) - 1} other errors: tools/misc/prepare_data.py CONFIG lists them; '
-        raise UserError(errors[0] + (others if len(errors) > 1 else ' (')
-                        + '--no-data-check trains all the same)')
+        more = f'{len(errors) - 1} more, which tools/misc/prepare_data.py CONFIG lists; ' * (
+            len(errors) > 1)
+        raise UserError(f'{errors[0]} ({more}--no-data-check trains all the same)')
     for finding in found:
         if finding.level == WARNING:
             print_log(finding.text, logger='current', level=logging.WARNING)

@@ -102,11 +102,21 @@ class Source:
         found = getattr(self.lazy, 'metainfo', {}).get('classes')
         return found if found is None or isinstance(found, str) else list(found)
 
+    @cached_property
+    def storage(self) -> Optional[dict]:
+        """``backend_args`` by which its images are read, or None for the disk."""
+        found = [step['backend_args'] for step in self.steps if step.get('backend_args')]
+        storage = found[0] if found else getattr(self.lazy, 'backend_args', None)
+        return None if (storage or {}).get('backend') in ('local', 'disk') else storage
+
+    def is_local(self, path: str) -> bool:
+        """Whether an image or label map is on this machine's disk."""
+        return not self.storage and '://' not in path
+
     def exists(self, path: str) -> bool:
-        """Whether a file is there, in the data set's storage."""
-        backend = getattr(self.lazy, 'backend_args', None)
-        return os.path.exists(path) if '://' not in path and not backend else exists(
-            path, backend_args=backend)
+        """Whether an image or label map is there, in the storage that it is read from."""
+        return os.path.exists(path) if self.is_local(path) else exists(
+            path, backend_args=self.storage)
 
     def read_json(self, path: str) -> Any:
         """The content of an annotation file, read once for data sets and metrics of a split.
