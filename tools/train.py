@@ -100,7 +100,8 @@ def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> N
         report = report_trial(runner, planned, val_interval)
         if is_main_process():
             absent = [] if args.no_data_check else absent_classes(whole, ['train', 'val'])
-            print('\n'.join([f'\nTrial of {args.config}: {args.trial} iterations', report, *absent]))
+            head = f'\nTrial of {args.config}: {args.trial} iterations'
+            print('\n'.join([head, report, *absent]))
 
 
 def main() -> None:

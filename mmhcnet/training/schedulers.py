@@ -6,9 +6,9 @@ as the data loader says how many an epoch has; otherwise they are mmengine's.
 """
 from typing import Any
 
-from mmengine.optim import (ConstantLR, ConstantMomentum, CosineAnnealingLR, CosineAnnealingMomentum,
-                            LinearLR, LinearMomentum, MultiStepLR, MultiStepMomentum, PolyLR,
-                            PolyMomentum)
+from mmengine.optim import (ConstantLR, ConstantMomentum, CosineAnnealingLR,
+                            CosineAnnealingMomentum, LinearLR, LinearMomentum, MultiStepLR,
+                            MultiStepMomentum, PolyLR, PolyMomentum)
 
 from mmhcnet.registry import PARAM_SCHEDULERS
 

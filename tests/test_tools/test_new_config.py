@@ -153,7 +153,7 @@ def test_other_names_of_the_halves(data):
 
 @pytest.mark.parametrize('look, task, change, said', [
     (folder_layout, 'cls', lambda d: (d / 'val').rename(d / 'other'), 'no folder val with a'),
-    (folder_layout, 'cls', lambda d: (d / 'val/red').rename(d / 'val/rot'), "differ in ['red', 'rot"),
+    (folder_layout, 'cls', lambda d: (d / 'val/red').rename(d / 'val/rot'), "differ in ['red', 'r"),
     (coco_layout, 'det', lambda d: (d / 'val.json').unlink(), 'has no JSON in COCO'),
     (coco_layout, 'det', lambda d: (d / 'val').rename(d / 'gone') and [
         path.unlink() for path in d.rglob('0.png')], "'0.png', which '"),

@@ -1,8 +1,8 @@
 """Write a config that trains one of our recipes on your own data.
 
 Looks at a folder and takes classes, paths and every number of classes from it:
-class folders train/ and val/ for a classifier, COCO's JSON with "train" and "val" in their paths for
-a detector, images/ and annotations/ with training/ and validation/ each (as in ADE20K) for a
+class folders train/ and val/ for a classifier, COCO's JSON with "train" and "val" in their paths
+for a detector, images/ and annotations/ with training/ and validation/ each (as in ADE20K) for a
 segmentor. The data is only read.
 """
 import os

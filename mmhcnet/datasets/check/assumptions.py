@@ -1,4 +1,4 @@
-"""What model, preprocessor, metrics, loops and hooks assume about the data, from the config alone."""
+"""What model, preprocessor, metrics, loops and hooks assume about the data: the config alone."""
 from collections import Counter
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -36,8 +36,9 @@ def class_names(source: Source) -> Iterator[Finding]:
     """Whether the classes of a data set are names, each once."""
     classes, key = source.classes, f'{source.key}.metainfo.classes'
     if isinstance(classes, str):
-        yield Finding('classes are a string', key, f'is the string {classes!r}, whose letters count '
-                      'as classes', f'write it as a tuple, ({classes!r}, ), with the comma')
+        yield Finding('classes are a string', key,
+                      f'is the string {classes!r}, whose letters count as classes',
+                      f'write it as a tuple, ({classes!r}, ), with the comma')
     elif classes and 'classes' in (source.settings.get('metainfo') or {}):
         # ImageNet itself has two classes that are called crane.
         twice = [name for name, n in Counter(map(str, classes)).items() if n > 1]

@@ -141,7 +141,8 @@ class CocoFile(Annotations):
         unused = [name for name in names if name not in classes]
         hint = (' (it is written in capitals, CLASSES, which is not read)'
                 if 'CLASSES' in (self.source.settings.get('metainfo') or {}) else '')
-        to_names = f'set metainfo.classes ({key}) to the names in the file{hint}: {tuple(names[:10])}'
+        to_names = (f'set metainfo.classes ({key}) to the names in the file{hint}: '
+                    f'{tuple(names[:10])}')
         self.fits = bool(known)
         if not known:
             yield Finding('categories do not match', self.file,
@@ -154,7 +155,8 @@ class CocoFile(Annotations):
                               f'training sees no sample of it; {to_names}', WARNING)
         elif missing:
             yield Finding('categories do not match', self.file,
-                          f"no category {listed(missing)}, which the config's classes have", to_names)
+                          f"no category {listed(missing)}, which the config's classes have",
+                          to_names)
         else:
             i = next(i for i, name in enumerate(known) if name != classes[i])
             yield Finding('order of the classes', self.file,
@@ -165,8 +167,8 @@ class CocoFile(Annotations):
         if known and unused:
             yield Finding('categories that are not used', self.file,
                           f'{len(unused)} categories, as {unused[0]!r}, are not among the classes '
-                          'of the config', f"training leaves their boxes out; add them to {key} and "
-                          "the heads' num_classes to learn them", WARNING)
+                          'of the config', 'training leaves their boxes out; add them to '
+                          f"{key} and the heads' num_classes to learn them", WARNING)
 
     def _nothing_left(self) -> Iterator[Finding]:
         use, used = ('learn', 'learned') if self.source.split == 'train' else ('score', 'scored')
@@ -175,8 +177,8 @@ class CocoFile(Annotations):
             yield Finding('nothing is left', self.file, f'has no annotation, and nothing to {use}',
                           'set ann_file to a file with annotations')
             return
-        if self.counts.empty and len(self.counts.empty) == len(self.counts.classes):
-            crowds = sum(self.counts.columns['crowds'])
+        if all(crowd for _, _, crowd in self._objects()):
+            crowds = sum(1 for _ in self._objects())
             reason = (f'{crowds} of {len(annotations)} are crowds (iscrowd), which are not '
                       f'{used}' if crowds else 'they are without area, outside their image or of '
                       'other categories')
@@ -196,28 +198,36 @@ class CocoFile(Annotations):
                           'add polygons or run-length masks, or train a model of boxes only '
                           '(with_mask=False, no mask head)')
 
+    def _objects(self) -> Iterator[Tuple[int, object, bool]]:
+        """Label, id of the image, and whether it is a crowd, of each annotation that is used."""
+        numbers = {name: i for i, name in enumerate(self.source.classes or [])}
+        categories = {entry['id']: numbers.get(entry['name'])
+                      for entry in self.entries['categories']}
+        for annotation in self.content.get('annotations') or []:
+            try:
+                label = categories.get(annotation.get('category_id'))
+                image = self.images.get(annotation.get('image_id'))
+            except TypeError:
+                # A list in place of an id.
+                continue
+            box, crowd = annotation.get('bbox'), bool(annotation.get('iscrowd'))
+            if label is not None and image is not None and _is_box(box) and (
+                    crowd or not is_left_out(box, image.get('width', math.inf),
+                                             image.get('height', math.inf))):
+                yield label, annotation['image_id'], crowd
+
     @property
     def counts(self) -> Optional[Counts]:
         """Objects, images and crowds of each class, or None without legible annotations."""
         if self.content is None or not self.fits:
             return None
         classes = self.source.classes or []
-        numbers = {name: i for i, name in enumerate(classes)}
-        categories = {entry['id']: numbers.get(entry['name'])
-                      for entry in self.entries['categories']}
         objects, crowds = [0] * len(classes), [0] * len(classes)
         seen: List[set] = [set() for _ in classes]
-        for annotation in self.content.get('annotations') or []:
-            label = categories.get(annotation.get('category_id'))
-            image = self.images.get(annotation.get('image_id'))
-            box = annotation.get('bbox')
-            if label is None or image is None or not _is_box(box):
-                continue
-            if annotation.get('iscrowd'):
-                crowds[label] += 1
-            elif not is_left_out(box, image.get('width', math.inf), image.get('height', math.inf)):
-                objects[label] += 1
-                seen[label].add(annotation['image_id'])
+        for label, image, crowd in self._objects():
+            (crowds if crowd else objects)[label] += 1
+            if not crowd:
+                seen[label].add(image)
         with_object = set().union(*seen)
         empty = len(self.images) - len(with_object)
         columns = dict(objects=objects, images=list(map(len, seen)), crowds=crowds)

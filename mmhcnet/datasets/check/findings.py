@@ -74,7 +74,7 @@ class Counts:
         return [name for name, number in zip(self.classes, first) if not number]
 
     def table(self) -> List[str]:
-        """Lines for a person: a class a row, and of many classes the most and the least frequent."""
+        """Lines for a person: a class a row, of many classes the most and the least frequent."""
         first = next(iter(self.columns.values()))
         total = sum(first) or 1
         order = sorted(range(len(self.classes)), key=lambda i: -first[i])

@@ -22,7 +22,7 @@ from .listed_samples import ListedSamples
 from .metrics import own_files
 from .sources import Progress, Source, build_full, sample_of, sources_of
 
-# Samples that are loaded per data set: before a training, and by the check unless all are asked for.
+# Samples that are loaded per data set: before a training, and by a check that is not full.
 FEW, SAMPLE = 4, 200
 # Samples that go through the whole pipeline.
 WHOLE = 3

@@ -140,8 +140,9 @@ class LabelMaps(Annotations):
             # A loader of the user's reads another format.
             return
         if largest > 255:
-            yield Finding('ids of more than 8 bits', path, f'holds the id {int(largest)}, and mmseg '
-                          'keeps 8 bits of an id', 'number the labels from 0 to 255')
+            yield Finding('ids of more than 8 bits', path,
+                          f'holds the id {int(largest)}, and mmseg keeps 8 bits of an id',
+                          'number the labels from 0 to 255')
 
     def _count(self, labels: np.ndarray, classes: int, ignored: int) -> None:
         if self.pixels is None:
@@ -180,8 +181,9 @@ class LabelMaps(Annotations):
         elif (self.values <= {0, 255} and 255 in self.values and len(counts.classes) > 1
                 and not self.dataset.reduce_zero_label):
             yield Finding('label maps of 0 and 255', folder,
-                          f'its {self.read} label maps hold only 0 and 255, as a mask of black and '
-                          f'white: 255 is ignored, {share}, and {_classes_without(counts)}',
+                          f'{self.read} label maps that were read hold only 0 and 255, as a mask '
+                          f'of black and white: 255 is ignored, {share}, and '
+                          f'{_classes_without(counts)}',
                           f'write 1 instead of 255 for {counts.classes[1]!r}')
         elif int((self.pixels > 0).sum()) == 1 and len(counts.classes) > 1 \
                 and self.source.split == 'train':

@@ -5,7 +5,8 @@ import io
 import json
 import os
 from functools import cached_property
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Set
+from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
+                    Set)
 
 from mmengine.config import Config
 from mmengine.fileio import exists, get
