@@ -1,10 +1,14 @@
-"""SIGKILL at random moments, half of them inside a save: no run is lost, no parameter differs."""
+"""SIGKILL at random moments, inside a save and inside a validation: no run is lost, no parameter and
+no best score differs."""
 import os
 import random
 import signal
 import time
 
+import numpy as np
 import pytest
+import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 
 from mmhcnet.checkpoints.files import CheckpointBackend
@@ -12,11 +16,57 @@ from mmhcnet.checkpoints.locate import NAMES, newest_intact
 
 from ..test_checkpoints.test_files import CALLS
 from ..test_training.test_loops import same, state_of
-from ..toy import toy_runner
+from ..toy import ToyDataset, toy_runner
+
+class FixedDataset(ToyDataset):
+    """Without the noise."""
+
+    def __getitem__(self, index):
+        torch.manual_seed(index)
+        np.random.seed(index)
+        return super().__getitem__(index)
+
 
 SETTINGS = dict(
-    train_cfg=dict(max_epochs=40), checkpoint=dict(max_keep_ckpts=1), custom_hooks=[
-        dict(type='EMAHook', momentum=0.1, update_buffers=True)])
+    train_cfg=dict(max_epochs=40, val_interval=1),
+    checkpoint=dict(max_keep_ckpts=1, save_best='score', rule='greater'),
+    custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True)],
+    val_cfg=dict(), val_dataloader=dict(
+        batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=FixedDataset()))
+KINDS = ('at a random moment', 'in a save', 'in a validation')
+
+
+class Score(BaseMetric):
+    """A number that every weight has a part in."""
+
+    def process(self, data_batch, data_samples):
+        self.results += [abs(float(value)) for value in data_samples]
+
+    def compute_metrics(self, results):
+        return dict(score=sum(results))
+
+
+class KilledInValidation(Hook):
+    """Dies in the ``number``-th validation of this process."""
+
+    def __init__(self, number):
+        self.left = number
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None):
+        self.left -= batch_idx == 1
+        if self.left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def runner_of(folder, **settings):
+    return toy_runner(folder, val_evaluator=[Score()], **SETTINGS, **settings)
+
+
+def best_of(folder):
+    path, = folder.glob('best_*.pth')
+    found = torch.load(path, weights_only=True)
+    return path.name, found['message_hub']['runtime_info']['best_score'], found['state_dict']
 
 
 class Started(Hook):
@@ -59,7 +109,7 @@ def die_in_a_save(number):
         setattr(os, name, counted(getattr(os, name)))
 
 
-def run_and_kill(folder, delay=None, in_save=None):
+def run_and_kill(folder, delay=None, in_save=None, in_validation=None):
     """Train in a child process from the newest checkpoint; returns whether it was killed."""
     reading, writing = os.pipe()
     child = os.fork()
@@ -68,8 +118,10 @@ def run_and_kill(folder, delay=None, in_save=None):
         try:
             if in_save is not None:
                 die_in_a_save(in_save)
-            runner = toy_runner(folder, resume=True, **SETTINGS)
+            runner = runner_of(folder, resume=True)
             runner.register_hook(Started(writing))
+            if in_validation is not None:
+                runner.register_hook(KilledInValidation(in_validation))
             runner.train()
             code = 0
         finally:
@@ -87,29 +139,38 @@ def run_and_kill(folder, delay=None, in_save=None):
 
 
 def check(tmp_path, kills):
-    toy_runner(tmp_path / 'whole', **SETTINGS).train()
-    expected = state_of(tmp_path / 'whole')
+    runner_of(tmp_path / 'whole').train()
+    expected, best = state_of(tmp_path / 'whole'), best_of(tmp_path / 'whole')
     rng = random.Random(0)
-    done = {True: 0, False: 0}
+    done = dict.fromkeys(KINDS, 0)
     run = 0
+
+    def holds(folder):
+        name, score, weights = best_of(folder)
+        return same(state_of(folder), expected) and (name, score) == best[:2] and same(
+            weights, best[2])
+
     while sum(done.values()) < kills:
         folder = tmp_path / f'run{run}'
-        in_save = done[True] < done[False]
+        kind = min(KINDS, key=done.get)
         newest, _ = newest_intact(folder, NAMES)
-        killed = (run_and_kill(folder, in_save=rng.randrange(60)) if in_save
-                  else run_and_kill(folder, delay=rng.uniform(0, 0.5)))
+        killed = run_and_kill(folder, **{
+            'at a random moment': lambda: dict(delay=rng.uniform(0, 0.5)),
+            'in a save': lambda: dict(in_save=rng.randrange(60)),
+            'in a validation': lambda: dict(in_validation=rng.randrange(6))}[kind]())
         after, _ = newest_intact(folder, NAMES)
         # Nothing is lost: once there is an intact checkpoint there always is.
         assert newest is None or after is not None
         if killed:
-            done[in_save] += 1
+            done[kind] += 1
         else:
-            assert same(state_of(folder), expected)
+            assert holds(folder)
             run += 1
     folder = tmp_path / f'run{run}'
     assert not run_and_kill(folder, in_save=10**9)
-    assert same(state_of(folder), expected)
-    print(f'{done[False]} kills at random moments, {done[True]} inside a save, {run + 1} runs')
+    assert holds(folder)
+    print(', '.join(f'{number} kills {kind}' for kind, number in done.items())
+          + f', {run + 1} runs')
 
 
 def test_a_few_kills(tmp_path):
