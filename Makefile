@@ -1,6 +1,6 @@
 # make demo   the main job on the embedded data set
 # make test   the tests
-# make test-faults   kills at random moments: the long part of the fault-injection suite
+# make test-faults   kills and hostile files: the long part of the fault-injection suite
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 

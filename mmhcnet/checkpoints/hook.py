@@ -1,5 +1,6 @@
 """mmengine's checkpoint hook, with files that are never lost."""
 import os
+import re
 import uuid
 from functools import partial
 from pathlib import Path
@@ -185,6 +186,8 @@ class CheckpointHook(_CheckpointHook):
         if is_main_process() and self._local:
             for name in remove_leftovers(self.out_dir, self.filename_tmpl):
                 runner.logger.info(f'Removed {name}, left by a killed process.')
+            for path in filter(None, self._best().values() if self.save_best else ()):
+                self._remove_older_best(path)
 
     @staticmethod
     def _check_optimizer(runner: Runner) -> None:
@@ -210,6 +213,17 @@ class CheckpointHook(_CheckpointHook):
         if taken[0]:
             raise UserError(f"another run ({taken[0]}) writes its checkpoints to '{self.out_dir}': "
                             'wait for its end, or give another --work-dir')
+
+    def _remove_older_best(self, path: str) -> None:
+        """What a process that was killed between writing the best checkpoint and removing the
+        former one has left. A later one, of a run that goes on from an earlier moment, stays."""
+        names = re.compile(
+            '(best_.+_)' + r'(\d+)'.join(map(re.escape, self.filename_tmpl.split('{}'))))
+        best = names.fullmatch(os.path.basename(path))
+        for name in os.listdir(self.out_dir) if best else ():
+            other = names.fullmatch(name)
+            if other and other[1] == best[1] and int(other[2]) < int(best[2]):
+                self._remove(self.file_backend.join_path(self.out_dir, name))
 
     def _path(self, step: int) -> str:
         return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))

@@ -11,7 +11,8 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from mmhcnet.checkpoints.files import FolderInUse, lock_folder, read_record, record_of
+from mmhcnet.checkpoints.files import (CheckpointBackend, FolderInUse, change_record, lock_folder,
+                                       read_record, record_of)
 from mmhcnet.checkpoints.keeping import kept
 from mmhcnet.errors import UserError
 
@@ -146,6 +147,23 @@ def test_a_resumed_copy_leaves_the_original_as_it_is(tmp_path, interim):
     assert {'epoch_4.pth', 'best_score_epoch_4.pth'} <= names
     # The copy's former best is its own.
     assert 'best_score_epoch_2.pth' not in names
+
+
+def test_a_kill_before_the_former_best_is_removed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(CheckpointBackend, 'remove', lambda self, path: None)
+        scored(tmp_path, 2).train()
+    assert len(list(tmp_path.glob('best_*.pth'))) == 2
+    foreign = [tmp_path / name for name in ('best_score_epoch_0.pth', 'best_other_epoch_1.pth',
+                                            'best_score_iter_1.pth', 'best_score_epoch_9.pth')]
+    for path in foreign:
+        path.write_bytes(b'x')
+    # Of this run, and later than the checkpoint that it goes on from.
+    change_record(foreign[-1], run=read_record(tmp_path / 'epoch_2.pth')['run'])
+    runner = scored(tmp_path, 2, resume=True, load_from=str(tmp_path / 'epoch_2.pth'))
+    runner.train()
+    assert {path.name for path in tmp_path.glob('best_*.pth')} == {
+        'best_score_epoch_2.pth', *(path.name for path in foreign)}
 
 
 def test_a_run_resumed_from_another_folder(tmp_path):
