@@ -112,17 +112,8 @@ class CheckpointHook(_CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume:
-            lacks = [f'{key}.{part}' for key, parts in _RESUMED.items() for part in parts
-                     if not isinstance(checkpoint.get(key), dict) or part not in checkpoint[key]]
-            if lacks:
-                raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only "
-                                f'(no {", no ".join(lacks)}). To start from them, give it as '
-                                '--cfg-options load_from=... without --resume')
-            if 'optimizer' not in checkpoint:
-                runner.logger.warning(f'{runner._load_from} holds no state of the optimizer, as it '
-                                      'is with the best checkpoint: its momenta start from zero.')
-            hub = checkpoint['message_hub']
-            hub['log_scalars'] = with_logs(hub['log_scalars'])
+            self._check_resumed(runner, [
+                key for key in _RESUMED if not isinstance(checkpoint.get(key), dict)])
         weights = weights_of(checkpoint)
         found = fit(runner.model, weights)
         # The optimizer's state would not fit a weight that was resized.
@@ -137,6 +128,22 @@ class CheckpointHook(_CheckpointHook):
                 f"no weight of the model is in '{runner._load_from}', which holds "
                 f'{", ".join(list(weights)[:3])}, ...: give a checkpoint of the model in the '
                 'config'))
+        if runner._resume:
+            self._check_resumed(runner, [
+                f'{key}.{part}' for key, parts in _RESUMED.items() for part in parts
+                if part not in checkpoint[key]])
+            if 'optimizer' not in checkpoint:
+                runner.logger.warning(f'{runner._load_from} holds no state of the optimizer, as it '
+                                      'is with the best checkpoint: its momenta start from zero.')
+            hub = checkpoint['message_hub']
+            hub['log_scalars'] = with_logs(hub['log_scalars'])
+
+    @staticmethod
+    def _check_resumed(runner: Runner, lacks: List[str]) -> None:
+        if lacks:
+            raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only (no "
+                            f'{", no ".join(lacks)}). To start from them, give it as '
+                            '--cfg-options load_from=... without --resume')
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         for name, value in weights_of(checkpoint).items():

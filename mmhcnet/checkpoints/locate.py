@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import List, Optional, Tuple
 
 from mmengine.config import Config
+from torch import Tensor
 
 from mmhcnet.errors import UserError
 
-from .files import fault_of
+from .files import fault_of, read_record
+from .fitting import weights_of
+from .reader import load_local
 
 NAMES = ('epoch_{}.pth', 'iter_{}.pth')
 
@@ -31,15 +34,31 @@ def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
+def _ruin_of(path: Path) -> Optional[str]:
+    """Which weight of an intact checkpoint is not finite, in a sentence, or None."""
+    # What this package writes it has looked at.
+    if 'run' in read_record(path):
+        return None
+    try:
+        weights = weights_of(load_local(str(path)))
+    except UserError:
+        # Said when it is loaded.
+        return None
+    name = next((key for key, value in weights.items()
+                 if isinstance(value, Tensor) and not value.isfinite().all()), None)
+    return name and f"its weight '{name}' is not finite"
+
+
 def newest_intact(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
-    """The newest intact checkpoint in a folder, and what was passed over.
+    """The newest checkpoint in a folder that is intact and of finite weights, and what was
+    passed over.
 
     Returns:
         tuple: The path, or None; and for each newer one that is damaged a line with the reason.
     """
     skipped = []
     for path in numbered(folder, names):
-        fault = fault_of(path)
+        fault = fault_of(path) or _ruin_of(path)
         if fault is None:
             return path, skipped
         skipped.append(f'{path}: {fault}')

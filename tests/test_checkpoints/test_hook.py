@@ -257,3 +257,14 @@ def test_a_checkpoint_without_optimizer_says_so(tmp_path):
     runner.logger.warning = warned.append
     runner.train()
     assert [line for line in warned if 'holds no state of the optimizer' in line]
+
+
+def test_weights_that_are_not_finite_are_passed_over(tmp_path):
+    """As another program may have written them."""
+    toy_runner(tmp_path, dict(max_epochs=1)).train()
+    content = torch.load(tmp_path / 'epoch_1.pth', weights_only=True)
+    content['state_dict']['body.0.bias'][2] = float('inf')
+    torch.save(content, tmp_path / 'epoch_2.pth')
+    path, skipped = newest_intact(tmp_path, NAMES)
+    assert path == tmp_path / 'epoch_1.pth'
+    assert skipped == [f"{tmp_path}/epoch_2.pth: its weight 'body.0.bias' is not finite"]

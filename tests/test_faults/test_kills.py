@@ -1,5 +1,5 @@
-"""SIGKILL at random moments, inside a save and inside a validation: no run is lost, no parameter and
-no best score differs."""
+"""SIGKILL at random moments, inside a save and inside a validation: no run is lost, no parameter
+and no best score differs."""
 import os
 import random
 import signal
