@@ -46,7 +46,7 @@ def _load_replicated(z, i, j, c, last, W, C: tl.constexpr, N: tl.constexpr, WHOL
     inner = z + j * C
     row = ()
     for n in tl.static_range(N):
-        if not WHOLE or n == 0 or n == N - 1:
+        if (not WHOLE or n == 0) or n == N - 1:  # In pairs, as in load_row.
             pixel = z + tl.minimum(tl.maximum(j + n, 0), W - 1) * C
         else:
             pixel = inner + n * C
