@@ -144,7 +144,8 @@ def check_torchvision(facts: Facts) -> Iterator[Finding]:
         pair = f'torch=={torch.partition("+")[0]} torchvision==0.{minor + 15}.{patch[0]}'
         yield Finding(
             f'torchvision {vision} does not fit torch {torch}: '
-            + ('they are builds for different devices' if fits else 'they belong to other releases'),
+            + ('they are builds for different devices' if fits
+               else 'they belong to other releases'),
             f'pip install --force-reinstall --no-deps {pair}')
 
 
@@ -187,7 +188,7 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
 
 def check_transformers(facts: Facts) -> Iterator[Finding]:
     transformers = facts.versions.get('transformers', '0')
-    # mmpretrain puts None in the place of a class that it does not find there, and inherits from it.
+    # mmpretrain puts None in place of a class that it does not find there, and inherits from it.
     if _number(transformers) >= [5] and any(
             'NoneType takes no arguments' in error for error in facts.failures.values()):
         yield Finding(f'transformers {transformers} lacks what mmpretrain imports from it',

@@ -150,8 +150,8 @@ _FUNCTIONS = [('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_te
               ('numpy._core.multiarray', '_reconstruct'), ('numpy._core.multiarray', 'scalar'),
               ('builtins', 'getattr')]
 _CLASSES = [('collections', 'Counter'), ('collections', 'OrderedDict'),
-            ('collections', 'defaultdict'), ('mmengine.logging.history_buffer', 'HistoryBuffer'), ('numpy', 'dtype'),
-            ('numpy', 'ndarray'), ('mmengine.config.config', 'ConfigDict'), ('torch', 'Size'),
+            ('collections', 'defaultdict'), ('mmengine.logging.history_buffer', 'HistoryBuffer'),
+            ('numpy', 'dtype'), ('numpy', 'ndarray'), ('mmengine.config.config', 'ConfigDict'), ('torch', 'Size'),
             ('torch', 'device'), ('torch', 'float32'), ('torch', 'FloatStorage'),
             ('torch.storage', 'UntypedStorage'), ('builtins', 'set')]
 _SELF = {kind: name(*kind) for kind in _FUNCTIONS + _CLASSES}

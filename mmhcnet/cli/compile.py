@@ -1,7 +1,7 @@
 """``--compile``: torch.compile for the blocks of HcNet and VHeat, where they stand in a model.
 
 The blocks of a stage are alike, so that they share one compiled graph: HcNet-T takes 4 compilations
-for its 29 blocks. What surrounds them, heads that work on lists of boxes among it, is left as it is.
+for its 29 blocks. What surrounds them, as heads that work on lists of boxes, is left as it is.
 """
 import time
 from contextlib import contextmanager
@@ -169,8 +169,8 @@ def check_compile(mode: Optional[str], cfg: Config, split: str, device: str) -> 
         torch.compile(lambda x: x + 1)(torch.ones(1, device=device))
     except Exception as error:  # compilers fail in their own ways
         raise UserError(
-            f'torch cannot compile even x + 1 here ({explain(error)[:200]}): install a C++ compiler '
-            "and Python's headers (Debian: apt install g++ python3-dev), or leave --compile out"
+            f'torch cannot compile even x + 1 here ({explain(error)[:200]}): install a C++ '
+            "compiler and Python's headers (Debian: apt install g++ python3-dev), or leave --compile out"
         ) from error
 
 
@@ -183,8 +183,8 @@ def _check_graphs(cfg: Config, split: str, device: str) -> None:
                         f'{split}_dataloader differ by {step}: use --compile without graphs')
     if cfg.get('optim_wrapper', {}).get('accumulative_counts', 1) > 1:
         raise UserError('--compile graphs takes the memory of gradients afresh in each iteration '
-                        'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or use '
-                        '--compile without graphs')
+                        'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or '
+                        'use --compile without graphs')
 
 
 class CompileHook(Hook):

@@ -72,8 +72,8 @@ def explain(error: BaseException) -> str:
     match = re.search(r'to have (\d+) channels, but got (\d+) channels', text)
     if match:
         return (f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, '
-                f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as many '
-                'numbers in mean and std of data_preprocessor')
+                f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as '
+                'many numbers in mean and std of data_preprocessor')
     if isinstance(error, json.JSONDecodeError):
         return f'an annotation file is not complete JSON: {text}'
     # The message of such an error is the key alone.

@@ -16,7 +16,8 @@ KEPT = 'Resize(scale=(1333, 800), keep_ratio=True)'
     # The scenes have one size, which their pipelines do not say.
     ('detection/mask_rcnn_hcnet_digits.py', NOTHING, None),
     # Crops, padded to their size in training.
-    ('segmentation/upernet_hcnet_t_160k_ade20k.py', None, 'Resize(scale=(2048, 512), keep_ratio=True)'),
+    ('segmentation/upernet_hcnet_t_160k_ade20k.py', None,
+     'Resize(scale=(2048, 512), keep_ratio=True)'),
     ('segmentation/upernet_vheat_digits.py', None, NOTHING)])
 def test_configs(config, train, val):
     cfg = Config.fromfile(mmhcnet.config(config))
@@ -25,7 +26,8 @@ def test_configs(config, train, val):
 
 @pytest.mark.parametrize('steps, varying', [
     ([dict(type='mmdet.Resize', scale_factor=2.)], 'Resize()'),
-    ([dict(type='ResizeEdge', scale=256, edge='short'), dict(type='CenterCrop', crop_size=224)], None),
+    ([dict(type='ResizeEdge', scale=256, edge='short'),
+      dict(type='CenterCrop', crop_size=224)], None),
     ([dict(type='RandomCrop', crop_size=(384, 600), crop_type='absolute_range')],
      "RandomCrop(crop_size=(384, 600), crop_type='absolute_range')"),
     ([dict(type='RandomResize', scale=(640, 640)), dict(type='RandomCrop', crop_size=(640, 640)),

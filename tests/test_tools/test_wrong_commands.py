@@ -150,7 +150,8 @@ def places(tmp_path_factory):
     (found['DAMAGED'] / 'epoch_1.pth').write_text('?')
     weights = {'conv1.weight': torch.zeros(1)}
     torch.save(dict(state_dict=weights), found['WEIGHTS'])
-    torch.save(dict(state_dict=weights, meta=dict(epoch=1, iter=1), message_hub={}),
+    hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
+    torch.save(dict(state_dict=weights, meta=dict(epoch=1, iter=1), message_hub=hub),
                found['OTHER'])
     torch.save(dict(state_dict=weights, x=Hostile()), found['HOSTILE'])
     return found
