@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
+from mmhcnet.cli.config import load_config
 from mmhcnet.cli.schedule import (RunLength, fit_schedule, run_length, scale_schedule,
                                   validation_interval)
 from mmhcnet.training.loops import IterTrainLoop
@@ -182,6 +183,24 @@ def test_however_often_the_run_was_shortened():
     again = copy.deepcopy(direct)
     fit_schedule(again, RunLength(8, True))
     assert again.param_scheduler == direct.param_scheduler
+
+
+@pytest.mark.parametrize('between', [None, 4, 20])
+def test_a_config_between_recipe_and_option(between, tmp_path):
+    """The rates of 8 epochs of the 7-epoch recipe, whatever a config in between says."""
+    path = tmp_path / 'mine.py'
+    path.write_text("_base_ = __import__('mmhcnet').config('classification/hcnet_digits.py')\n"
+                    + (f'train_cfg = dict(max_epochs={between})\n' if between else ''))
+    cfg = load_config(str(path), {'train_cfg.max_epochs': 8}, None)
+    rates = learning_rates(cfg.param_scheduler, 8, 5)
+    # The rates are those of a base rate of 1, but eta_min is of the recipe's 3e-3.
+    for scheduler in cfg.param_scheduler:
+        assert scheduler['end'] in (pytest.approx(16 / 7), 8)
+    share = 2 / 7
+    assert rates[0] == pytest.approx(0.01)
+    # mmengine is at the peak an iteration before the warm-up ends.
+    assert rates.index(max(rates)) == round(share * 40) - 1
+    assert rates[-1] == pytest.approx((1 + math.cos(math.pi * (1 - 1 / 29))) / 2, abs=1e-3)
 
 
 def test_a_part_without_an_end_is_scaled_from_what_the_config_says():

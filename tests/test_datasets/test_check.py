@@ -2,11 +2,13 @@
 people have reported; each is one of its kind."""
 import json
 import logging
+import random
 import shutil
 import sys
 
 import numpy as np
 import pytest
+import torch
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -494,6 +496,18 @@ def test_images_of_another_storage_are_looked_for_there(check, data):
     del files[min(files)]
     code, said = check('det', more)
     assert code == 1 and 'train/0.png: is not there, and ' in said
+
+
+@pytest.mark.parametrize('task', ['cls', 'det', 'seg'])
+def test_no_random_number_is_drawn(task, config):
+    """A training is the same to the bit with and without the check before it."""
+    cfg = config(task)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state(), cfg.pretty_text
+    stop_at_errors(cfg, ['train', 'val'])
+    assert random.getstate() == before[0]
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before[1]))
+    assert torch.equal(torch.get_rng_state(), before[2])
+    assert cfg.pretty_text == before[3]
 
 
 def test_nothing_of_the_data_is_changed(check, data):

@@ -15,7 +15,7 @@ from mmhcnet.inference.complexity import count_complexity
 from mmhcnet.inference.export import check_onnx, export_onnx, exportable
 from mmhcnet.inference.model import build_model, input_channels
 from mmhcnet.inference.pictures import model_input
-from mmhcnet.visualization import receptive_field
+from mmhcnet.visualization import receptive_field, report
 
 from ..conftest import ROOT, load_script
 from ..scenes import write_config, write_scenes
@@ -78,6 +78,14 @@ def test_a_picture_for_a_grey_model(config):
     assert np.abs(image[0, 0].numpy() * 60 + 127.5 - grey).max() < 1
     assert receptive_field.inputs(model, [], 48, 2).shape == (2, 1, 48, 48)
     assert receptive_field.measure(model, receptive_field.inputs(model, [], 48, 1)).max() == 1
+
+
+def test_the_report_of_a_grey_model(config, tmp_path):
+    path = config('cls', GREY.format(n=1, kind='grayscale'))
+    import_task('mmpretrain')
+    page = report.write_report(Image.new('RGB', (64, 64), 'red'), [(str(path), 'none')],
+                               tmp_path / 'report', 64)
+    assert 'heat</h2>' in page.read_text() and (tmp_path / 'report/0/maps.png').is_file()
 
 
 def test_a_picture_for_a_model_of_four_channels(config):
