@@ -101,14 +101,20 @@ def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     return draw
 
 
-def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
-    from mmdet.apis import DetInferencer
-    inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
+def prepared(inferencer, cfg: Config, args: Namespace, meta: Optional[dict]) -> list:
+    """The class names of an inferencer of mmdet or mmseg, now quiet and compiled."""
     compile_model(inferencer.model, cfg, args.compile)
     inferencer.show_progress = False
     if meta is None:
-        inferencer.model.dataset_meta = inferencer.visualizer.dataset_meta = class_names(cfg, meta)
-    names = inferencer.model.dataset_meta['classes']
+        inferencer.model.dataset_meta = class_names(cfg, meta)
+    return inferencer.model.dataset_meta['classes']
+
+
+def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
+    from mmdet.apis import DetInferencer
+    inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
+    names = prepared(inferencer, cfg, args, meta)
+    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True, pred_score_thr=args.score_thr)
@@ -126,11 +132,7 @@ def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmseg.apis import MMSegInferencer
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
-    compile_model(inferencer.model, cfg, args.compile)
-    inferencer.show_progress = False
-    if meta is None:
-        inferencer.model.dataset_meta = class_names(cfg, meta)
-    names = inferencer.model.dataset_meta['classes']
+    names = prepared(inferencer, cfg, args, meta)
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True)

@@ -60,6 +60,15 @@ def gradients(model, parameters, x):
     return outs, torch.autograd.grad(loss, [x, *parameters])
 
 
+def with_gradients(name, size):
+    """A model in float32, its parameters, an image, and what :func:`gradients` gives for them."""
+    cls, settings = MODELS[name]
+    model = cls(**settings).train()
+    parameters = list(model.parameters())
+    x = torch.randn(2, 3, *size)
+    return model, parameters, x, gradients(model, parameters, x)
+
+
 def assert_alike(found, expected, atol):
     """Of outputs and gradients: the difference, relative to the largest value above 1."""
     for value, other in zip((*found[0], *found[1]), (*expected[0], *expected[1])):
@@ -90,11 +99,7 @@ def test_equal_to_op_by_op(name, size, form, block_forms):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_fused_equals_plain_in_float32(name):
-    cls, settings = MODELS[name]
-    model = cls(**settings).train()
-    parameters = list(model.parameters())
-    x = torch.randn(2, 3, 64, 48)
-    fused = gradients(model, parameters, x)
+    model, parameters, x, fused = with_gradients(name, (64, 48))
     assert_alike(fused, gradients(plain_form(model), parameters, x), 1e-5)
 
 
@@ -308,11 +313,7 @@ def test_global_hooks_see_every_layer(cls, arch, block_forms):
 @pytest.mark.parametrize('name', ['hcnet', 'hcnet_no_filter', 'hcnet_fixed', 'vheat',
                                   'vheat_post_norm', 'vheat_pre_norm_scaled'])
 def test_compiles_as_one_graph_(name):
-    cls, settings = MODELS[name]
-    model = cls(**settings).train()
-    parameters = list(model.parameters())
-    x = torch.randn(2, 3, 48, 40)
-    eager = gradients(model, parameters, x)
+    model, parameters, x, eager = with_gradients(name, (48, 40))
     torch._dynamo.reset()
     compiled = gradients(torch.compile(model, backend='aot_eager', fullgraph=True), parameters, x)
     assert_alike(compiled, eager, 1e-5)
