@@ -1,6 +1,7 @@
 """The commands that measure, at sizes that take seconds: that they run, and what they write."""
 import argparse
 import csv
+import sys
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def test_benchmark_names_and_leaves_out_what_fails(monkeypatch, capsys):
     monkeypatch.setattr(benchmark, 'make_step', make_step)
     cases = [benchmark.Case(model, 'channels_last', compile, 'inference', 'fp32', 1, 32)
              for model in ('good', 'bad', 'large') for compile in ('off', 'whole')]
-    args = argparse.Namespace(device='cpu', seconds=0.001, rounds=2)
+    args = argparse.Namespace(device='cpu', clock='wall', seconds=0.001, rounds=2)
     rows = benchmark.measure(cases, args)
     assert [(row['model'], row['compile']) for row in rows] == [
         ('good', 'off'), ('good', 'whole'), ('bad', 'off')]
@@ -66,9 +67,17 @@ def test_benchmark_goes_on_without_swin_in_bfloat16(capsys):
     benchmark = load_script(BENCHMARK)
     cases = [benchmark.Case(model, 'channels_last', 'off', 'inference', 'bf16', 1, 32)
              for model in ('swin_t', 'hcnet_t')]
-    args = argparse.Namespace(device='cpu', seconds=0.001, rounds=1)
+    args = argparse.Namespace(device='cpu', clock='processor', seconds=0.001, rounds=1)
     assert [row['model'] for row in benchmark.measure(cases, args)] == ['hcnet_t']
     assert 'swin_t, bf16, channels_last, compile off, 32: left out' in capsys.readouterr().out
+
+
+def test_processor_time_is_that_of_a_cpu(monkeypatch, capsys):
+    benchmark = load_script(BENCHMARK)
+    monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--clock', 'processor', '--device', 'cuda'])
+    with pytest.raises(SystemExit):
+        benchmark.parse_args()
+    assert '--clock processor is for --device cpu' in capsys.readouterr().err
 
 
 def test_only_our_models_have_blocks_to_compile():

@@ -41,6 +41,7 @@ from mmhcnet.models.fusion import plain_form
 
 SIZES = dict(t='tiny', s='small', b='base')
 LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.channels_last)
+CLOCKS = dict(wall=time.perf_counter, processor=time.process_time)
 COMPILE = ('off', 'blocks', 'graphs', 'whole', 'whole_graphs')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
 FIELDS = ['model', 'layout', 'compile', 'mode', 'precision', 'batch', 'size', 'ms_per_image',
@@ -159,7 +160,7 @@ def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
             step = make_step(case, args.device)
             for _ in range(3):
                 step()
-            once = timed(step, 1, args.device)
+            once = timed(step, 1, args.device, CLOCKS[args.clock])
         except Exception as error:  # whatever the model or the compiler raises
             left_out(case, error)
             continue
@@ -171,7 +172,7 @@ def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
     times = [[] for _ in warm]
     for _ in tqdm(range(args.rounds), desc=f'rounds at {cases[0].size}', leave=False):
         for row, step, count in zip(times, steps, repeats):
-            row.append(timed(step, count, args.device))
+            row.append(timed(step, count, args.device, CLOCKS[args.clock]))
     first = statistics.median(times[0]) / warm[0].batch
     rows = []
     for case, row in zip(warm, times):
@@ -190,7 +191,8 @@ def environment(args: argparse.Namespace) -> str:
             else f'CPU ({torch.backends.cpu.get_cpu_capability()}, '
                  f'{torch.get_num_threads()} threads)')
     tf32 = '' if args.device == 'cpu' else f', TF32 {"on" if args.tf32 else "off"}'
-    return f'torch {torch.__version__}, {name}{tf32}'
+    clock = ', processor time' if args.clock == 'processor' else ''
+    return f'torch {torch.__version__}, {name}{tf32}{clock}'
 
 
 def draw(rows: List[dict], path: str, title: str) -> None:
@@ -260,6 +262,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--compile', nargs='+', choices=COMPILE, default=['off'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
+    parser.add_argument('--clock', choices=CLOCKS, default='wall',
+                        help='processor: time that the threads of this process compute, summed, '
+                        'for a CPU that others use too; best with --threads 1')
     parser.add_argument('--tf32', action='store_true', help='TF32 products on a GPU')
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--seconds', type=float, default=1., help='per row and round')
@@ -269,7 +274,10 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--csv', help='file for the rows')
     parser.add_argument('--plot', help='picture of throughput and memory against resolution')
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.clock == 'processor' and args.device != 'cpu':
+        parser.error('--clock processor is for --device cpu: on a GPU it would time the host')
+    return args
 
 
 def main() -> None:
