@@ -87,6 +87,16 @@ def test_the_model_stays_what_it_is(traced, family):
     assert len(seen) == 2
 
 
+@pytest.mark.parametrize('family', FAMILIES)
+def test_autocast(traced, family):
+    model = small(family)
+    plain = copy.deepcopy(model)
+    compile_blocks(model)
+    image = torch.randn(2, 3, 32, 32)
+    with compiling(), torch.autocast('cpu', torch.bfloat16):
+        torch.testing.assert_close(model(image), plain(image))
+
+
 def test_what_compiling_sets_ends_with_it():
     from torch._dynamo import callback, config
     from torch.fx.experimental import _config as shapes
