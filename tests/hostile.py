@@ -151,8 +151,8 @@ _FUNCTIONS = [('torch._utils', '_rebuild_tensor'), ('torch._utils', '_rebuild_te
               ('builtins', 'getattr')]
 _CLASSES = [('collections', 'Counter'), ('collections', 'OrderedDict'),
             ('collections', 'defaultdict'), ('mmengine.logging.history_buffer', 'HistoryBuffer'),
-            ('numpy', 'dtype'), ('numpy', 'ndarray'), ('mmengine.config.config', 'ConfigDict'), ('torch', 'Size'),
-            ('torch', 'device'), ('torch', 'float32'), ('torch', 'FloatStorage'),
+            ('numpy', 'dtype'), ('numpy', 'ndarray'), ('mmengine.config.config', 'ConfigDict'),
+            ('torch', 'Size'), ('torch', 'device'), ('torch', 'float32'), ('torch', 'FloatStorage'),
             ('torch.storage', 'UntypedStorage'), ('builtins', 'set')]
 _SELF = {kind: name(*kind) for kind in _FUNCTIONS + _CLASSES}
 # Pickles that set attributes on what was there before, or ask for memory or time without end.

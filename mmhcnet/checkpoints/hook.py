@@ -206,8 +206,9 @@ class CheckpointHook(_CheckpointHook):
             if lacks:
                 raise UserError(
                     f"cannot resume from '{runner._load_from}': it is of another optimizer, "
-                    f"without '{lacks[0]}'. Resume with the optimizer that it was trained with, or give "
-                    'it as --cfg-options load_from=... without --resume, to start from its weights')
+                    f"without '{lacks[0]}'. Resume with the optimizer that it was trained with, or "
+                    'give it as --cfg-options load_from=... without --resume, to start from its '
+                    'weights')
 
     def _take_folder(self) -> None:
         taken = [None]

@@ -170,7 +170,8 @@ def check_compile(mode: Optional[str], cfg: Config, split: str, device: str) -> 
     except Exception as error:  # compilers fail in their own ways
         raise UserError(
             f'torch cannot compile even x + 1 here ({explain(error)[:200]}): install a C++ '
-            "compiler and Python's headers (Debian: apt install g++ python3-dev), or leave --compile out"
+            "compiler and Python's headers (Debian: apt install g++ python3-dev), or leave "
+            '--compile out'
         ) from error
 
 

@@ -163,7 +163,8 @@ def test_old_torch(monkeypatch):
     cfg = config_of('classification/hcnet_digits')
     monkeypatch.setattr(torch, '__version__', '2.1.2+cpu')
     check_compile(None, cfg, 'train', 'cpu')
-    with pytest.raises(UserError, match='needs torch 2.7 or newer, and this is 2.1.2.*leave it out'):
+    with pytest.raises(UserError, match='needs torch 2.7 or newer, and this is 2.1.2.*leave it '
+                                        'out'):
         check_compile('blocks', cfg, 'train', 'cpu')
 
 

@@ -319,6 +319,26 @@ def test_compiles_as_one_graph_(name):
     assert_alike(compiled, eager, 1e-5)
 
 
+@compiles
+@families
+def test_compiled_blocks_train_under_autocast(cls, arch):
+    model = small(cls, arch).train()
+    parameters, x = list(model.parameters()), torch.randn(2, 3, 48, 40)
+
+    def run():
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            return gradients(model, parameters, x)
+
+    eager = run()
+    torch._dynamo.reset()
+    for stage in model.stages:
+        for block in stage:
+            block.compile(backend='aot_eager')
+    compiled = run()
+    for value, expected in zip((*compiled[0], *compiled[1]), (*eager[0], *eager[1])):
+        torch.testing.assert_close(value, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
+
+
 @families
 def test_functional_transforms(cls, arch):
     """torch.func on the model: per-sample gradients, and directional derivatives forward."""

@@ -212,8 +212,8 @@ def why_35m(rows: List[Measured], classifiers: List[Measured]) -> str:
         f'the two heads hold {heads[1]:.1f} M of Swin-T\'s {swin.model.params / 1e6:.1f} M (48 M '
         f'published), and {heads[0]:.1f} M of ours: they depend on the backbone by its four widths '
         f'only. {ours.row.params:g} M would leave {ours.row.params - heads[0]:.1f} M for a '
-        f'backbone that has {backbone:.1f} M here, and {whole:.1f} M with its ImageNet head in table 2, '
-        'where the paper agrees with us. So 35 M is not the count of this detector.')
+        f'backbone that has {backbone:.1f} M here, and {whole:.1f} M with its ImageNet head in '
+        'table 2, where the paper agrees with us. So 35 M is not the count of this detector.')
 
 
 def about_vheat(rows: List[Measured], detectors: List[Measured],
