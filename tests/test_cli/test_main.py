@@ -25,7 +25,7 @@ def started(tmp_path):
 
     def start(config=lambda: None, training=lambda: None, **args):
         arguments = Namespace(config=str(tmp_path / 'own.py'), work_dir=str(tmp_path / 'run'),
-                              local_rank=0, trust_checkpoint=False,
+                              local_rank=0, trust_checkpoint=False, launcher='none',
                               **dict(dict(traceback=False), **args))
         (tmp_path / 'own.py').write_text('a = 1')
 

@@ -104,7 +104,7 @@ def draw(path, image, tmp_path):
     demo = load_script(ROOT / 'demo' / 'image_demo.py')
     args = Namespace(config=str(path), checkpoint=str(tmp_path / 'a.pth'), image=str(image),
                      out_file=None, out_dir=str(tmp_path), device='cpu', score_thr=0.3,
-                     cfg_options=None)
+                     cfg_options=None, compile=None)
     _, drawing = demo.prepare(args)
     return drawing(str(image))
 
@@ -130,7 +130,7 @@ def test_label_maps_of_one_metric_or_several(config, several, tmp_path):
     script = load_script(ROOT / 'tools' / 'test.py')
     args = Namespace(config=str(config('seg', more)), checkpoint=str(tmp_path / 'a.pth'),
                      cfg_options=None, work_dir=None, launcher='none', no_data_check=False,
-                     amp=False, show=False, show_dir=None, tta=False, out='maps')
+                     amp=False, show=False, show_dir=None, tta=False, out='maps', compile=None)
     cfg = script.build_config(args)
     metric = cfg.test_evaluator[0] if several else cfg.test_evaluator
     assert (metric.output_dir, metric.keep_results) == ('maps', True)
