@@ -4,7 +4,9 @@ import json
 import logging
 import random
 import shutil
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -307,6 +309,14 @@ WRONG = {
         'seg', nothing, "default_hooks = dict(checkpoint=dict(save_best='mAP'))",
         "default_hooks.checkpoint.save_best: is 'mAP', and the evaluators report 'aAcc', 'mIoU'",
         "save_best: is 'mAP'"),
+    'save_best of detection': (
+        'det', nothing, "default_hooks = dict(checkpoint=dict(save_best='mIoU'))",
+        "save_best: is 'mIoU', and the evaluators report 'coco/bbox_mAP'",
+        "save_best: is 'mIoU', and the evaluators report 'coco/bbox_mAP'"),
+    'save_best of classification': (
+        'cls', nothing, "default_hooks = dict(checkpoint=dict(save_best=['accuracy/top9']))",
+        "save_best: is 'accuracy/top9', and the evaluators report 'accuracy/top1'",
+        "is 'accuracy/top9', and the evaluators report 'accuracy/top1': set it to one of them"),
     'a string of classes': (
         'seg', nothing, both("metainfo=dict(_delete_=True, classes='thing')"),
         "is the string 'thing'", r"write it as a tuple, \('thing', \)"),
@@ -418,6 +428,30 @@ def test_boxes_without_width_in_a_wrapper(check, data):
         assert code == 0
         assert any(line.startswith('  WARNING ') and 'annotation 1: bbox' in line
                    for line in said.splitlines())
+
+
+def bomb(side):
+    """A PNG file whose header claims more pixels than any memory holds."""
+
+    def chunk(name, content):
+        body = name + content
+        return struct.pack('>I', len(content)) + body + struct.pack('>I', zlib.crc32(body))
+
+    return (b'\x89PNG\r\n\x1a\n'
+            + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
+            + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+
+
+@pytest.mark.parametrize('task', ['cls', 'det', 'seg'])
+def test_the_check_goes_on_after_a_bomb(task, check, data):
+    first, second, *_ = [path for path in images(data, task)
+                         if 'train' in str(path) and 'annotations' not in str(path)]
+    first.write_bytes(bomb(60000))
+    second.write_bytes(b'')
+    code, said = check(task, '', '--full')
+    assert code == 1 and said.splitlines()[-1].startswith('to be fixed: train')
+    assert any(line.startswith(f'  ERROR {first}: is not an image') for line in said.splitlines())
+    assert f'  ERROR {second}: is empty (0 bytes)' in said and '\nval: ' in said
 
 
 def test_counts_of_each_class(check, data):

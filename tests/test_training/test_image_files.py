@@ -169,3 +169,20 @@ def test_an_empty_image_in_a_validation_is_named(folder, tmp_path):
     empty.write_bytes(b'')
     with pytest.raises(BadSample, match=f"the image file is empty: '{empty}'"):
         validate('empty')
+
+
+@pytest.mark.parametrize('name', ['1.jpg', '2.png'])
+def test_a_cut_image_in_a_validation(folder, name):
+    """What docs/reliability.md says of it; an older OpenCV fills a JPEG."""
+    cv2 = pytest.importorskip('cv2')
+    dataset = pictures(folder)
+    read_through_backend(dataset, refuse_cut=False)
+    step = dataset.pipeline.transforms[0]
+    content = (folder / name).read_bytes()
+    assert step(dict(img_path=str(folder / name)))['img'].shape == (40, 60, 3)
+    (folder / name).write_bytes(content[:len(content) // 2])
+    if name == '1.jpg' and tuple(map(int, cv2.__version__.split('.')[:2])) < (4, 12):
+        assert step(dict(img_path=str(folder / name)))['img'].shape == (40, 60, 3)
+    else:
+        with pytest.raises(AssertionError, match=f'failed to load image: {folder / name}'):
+            step(dict(img_path=str(folder / name)))
