@@ -55,6 +55,44 @@ MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_sche
                   'checkpoint')
 
 
+# Settings that are a dict, parents first, each with a key in it for the message; * is any name.
+DICTS = {
+    'model': 'backbone.arch', 'model.backbone': 'arch', 'data_preprocessor': 'mean',
+    'train_cfg': 'max_epochs', 'val_cfg': 'type', 'test_cfg': 'type',
+    'optim_wrapper': 'optimizer.lr', 'optim_wrapper.optimizer': 'lr',
+    **{f'{split}_dataloader': 'batch_size' for split in ('train', 'val', 'test')},
+    **{f'{split}_dataloader.dataset': 'data_root' for split in ('train', 'val', 'test')},
+    'default_hooks': 'logger.interval', 'default_hooks.*': 'type', 'env_cfg': 'cudnn_benchmark',
+    'log_processor': 'window_size', 'randomness': 'seed', 'auto_scale_lr': 'base_batch_size',
+    'visualizer': 'type'}
+# Of these there may be several, in a list.
+LISTS = {'param_scheduler': 'end', 'val_evaluator': 'type', 'test_evaluator': 'type',
+         'custom_hooks': 'type'}
+
+
+def _check_dicts(cfg: Config) -> None:
+    """Refuse text, a number or a list where a dict is read, before anything reads it.
+
+    Raises:
+        UserError: Names the setting, and how one of its keys is set.
+    """
+    for key, inner in DICTS.items():
+        holder, _, last = key.rpartition('.')
+        settings = cfg.get(holder) if holder else cfg
+        for name in (list(settings or ()) if last == '*' else [last]):
+            value = (settings or {}).get(name)
+            at = f'{holder}.{name}' if holder else name
+            if isinstance(value, (str, int, float, list, tuple)):
+                raise UserError(f'{at} is a dict, and is set to {value!r}: set one of its keys, as '
+                                f'in {at}.{inner}=VALUE')
+    for key, inner in LISTS.items():
+        value = cfg.get(key)
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(item, (str, int, float, list, tuple)) for item in items):
+            raise UserError(f'{key} is a dict or a list of dicts, and is set to {value!r}: set one '
+                            f'of its keys, as in {key}.{inner}=VALUE or {key}.0.{inner}=VALUE')
+
+
 def _leave_out_hooks(cfg: Config) -> None:
     """Take hooks of ours and of the task's package that are set to None out of a config."""
     hooks = cfg.get('default_hooks') or {}
@@ -83,7 +121,8 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
 
     Raises:
         FileNotFoundError: No such config file.
-        UserError: It cannot be read, or an option's key is not in it.
+        UserError: It cannot be read, an option's key is not in it, or it has another value where
+            a dict is read.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no config file '{path}'; configs of this project are below "
@@ -96,6 +135,7 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
     except Exception as error:
         # What runs in a config can fail in any way.
         raise UserError(f"cannot read the config '{path}': {explain(error)}") from error
+    _check_dicts(cfg)
     if cfg.get('train_cfg') and 'type' in cfg.train_cfg:
         # mmpretrain's way to name a loop, in a config that inherits from ours; mmengine takes
         # one of the two.
@@ -109,6 +149,7 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
         except (KeyError, TypeError) as error:
             raise UserError(f"the option '{key}' does not fit the config: {explain(error)}"
                             ) from error
+    _check_dicts(cfg)
     _leave_out_hooks(cfg)
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
         fit_schedule(cfg, planned)
@@ -150,7 +191,7 @@ def check_optimizer(cfg: Config) -> None:
     Raises:
         UserError: No optimizer of the name that the config gives exists.
     """
-    name = cfg.get('optim_wrapper', {}).get('optimizer', {}).get('type')
+    name = ((cfg.get('optim_wrapper') or {}).get('optimizer') or {}).get('type')
     if not isinstance(name, str):
         return
     with OPTIMIZERS.switch_scope_and_registry(cfg.get('default_scope')) as registry:
@@ -168,7 +209,7 @@ def fuse_optimizer(cfg: Config) -> None:
     Args:
         cfg (Config): Changed in place: ``optim_wrapper.optimizer.fused``.
     """
-    optimizer = cfg.get('optim_wrapper', {}).get('optimizer', {})
+    optimizer = (cfg.get('optim_wrapper') or {}).get('optimizer') or {}
     cls = getattr(torch.optim, str(optimizer.get('type')), None)
     ways = ('fused', 'foreach', 'capturable', 'differentiable')
     if get_device() != 'cuda' or cls is None or any(way in optimizer for way in ways):

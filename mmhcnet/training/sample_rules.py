@@ -1,7 +1,7 @@
 """Samples that load without an error and are wrong all the same.
 
-Older versions of OpenCV fill a JPEG file that is cut short and only warn; mmseg takes a label map of
-any size and with any ids; mmdet leaves boxes without area out and says nothing.
+Older versions of OpenCV fill a JPEG file that is cut short and only warn; mmseg takes a label map
+of any size and with any ids; mmdet leaves boxes without area out and says nothing.
 """
 import bisect
 import io

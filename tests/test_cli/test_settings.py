@@ -4,7 +4,7 @@ import argparse
 import pytest
 from mmengine.config import Config
 
-from mmhcnet.cli.config import check_training, load_config
+from mmhcnet.cli.config import DICTS, LISTS, check_training, load_config
 from mmhcnet.cli.distributed import check_launcher
 from mmhcnet.cli.errors import explain
 from mmhcnet.cli.parser import add_config, add_shape, at_least, make_parser
@@ -50,6 +50,46 @@ def test_a_circle_of_configs(tmp_path):
     (tmp_path / 'b.py').write_text("_base_ = 'a.py'\n")
     with pytest.raises(UserError, match='its _base_ leads back to a config that inherits from it'):
         load_config(str(tmp_path / 'a.py'), None, None)
+
+
+NESTED = dict(GOOD, model=dict(backbone=dict(type='mmhcnet.HcNet')),
+              default_hooks=dict(timer=dict(type='IterTimerHook')),
+              **{f'{split}_dataloader': dict(dataset=dict()) for split in ('train', 'val', 'test')})
+
+
+@pytest.mark.parametrize('value', ['x', 5, ['x'], []])
+@pytest.mark.parametrize('key', [key.replace('*', 'timer') for key in DICTS])
+def test_something_else_in_place_of_a_dict(key, value, tmp_path):
+    path = tmp_path / 'config.py'
+    Config(NESTED).dump(str(path))
+    cure = (rf'^{key} is a dict, and is set to .+: set one of its keys, as in {key}\.'
+            r'[\w.]+=VALUE$')
+    with pytest.raises(UserError, match=cure):
+        load_config(str(path), {key: value}, None)
+    cfg = Config.fromfile(path)
+    cfg.merge_from_dict({key: value})
+    cfg.dump(str(path))
+    with pytest.raises(UserError, match=cure):
+        load_config(str(path), None, None)
+
+
+@pytest.mark.parametrize('key', LISTS)
+def test_something_else_in_place_of_dicts_in_a_list(key, tmp_path):
+    path = tmp_path / 'config.py'
+    Config(dict(NESTED, **{key: []})).dump(str(path))
+    for value in ('x', 5, ['x']):
+        with pytest.raises(UserError, match=rf'^{key} is a dict or a list of dicts, .* or '
+                           rf'{key}\.0\.\w+=VALUE$'):
+            load_config(str(path), {key: value}, None)
+    for value in (None, []):
+        load_config(str(path), {key: value}, None)
+
+
+def test_a_dict_that_is_left_out(tmp_path):
+    path = tmp_path / 'config.py'
+    Config(NESTED).dump(str(path))
+    for key in ('default_hooks.timer', 'val_cfg', 'val_dataloader', 'visualizer'):
+        load_config(str(path), {key: None}, None)
 
 
 @pytest.mark.parametrize('launcher, message', [

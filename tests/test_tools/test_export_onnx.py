@@ -1,11 +1,13 @@
 import importlib.util
 import re
+import sys
 
 import numpy as np
 import pytest
 import torch
 
-from .conftest import CONFIGS
+from ..conftest import load_script
+from .conftest import CONFIGS, ROOT
 from .test_bad_input import the_line
 
 TOOL = 'deployment/export_onnx.py'
@@ -50,3 +52,21 @@ def test_without_onnx(tool, tmp_path):
     line = the_line(tool(TOOL, CONFIGS['classification'], '--out', tmp_path / 'a.onnx',
                          fails=True))
     assert line.endswith(': pip install onnx onnxruntime')
+
+
+@pytest.mark.parametrize('args, message', [
+    ((), 'the following arguments are required: --out'),
+    (('--out', 'FOLDER'), "--out is a file to write, and '.*' is a folder"),
+    (('--out', 'a.onnx', '--shape', '0'), '--shape takes pixels, got 0'),
+    (('--out', 'a.onnx', '--shape', '64', '-1'), '--shape takes pixels, got -1'),
+    (('--out', 'a.onnx', '--shape', '1', '2', '3'), '--shape takes H and W'),
+    (('--out', 'a.onnx', '--shape', 'big'), "--shape: invalid int value: 'big'"),
+    (('--out', 'a.onnx', '--opset', '3'), '--opset: invalid choice: 3 .choose from '),
+    (('--out', 'a.onnx', '--opset', 'x'), "--opset: invalid int value: 'x'")])
+def test_wrong_options(args, message, tmp_path, monkeypatch, capsys):
+    args = [str(tmp_path) if arg == 'FOLDER' else arg for arg in args]
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', CONFIGS['classification'], *args])
+    with pytest.raises(SystemExit) as end:
+        load_script(ROOT / 'tools' / TOOL).main()
+    assert end.value.code == 2
+    assert re.search(message, capsys.readouterr().err.splitlines()[-1])

@@ -47,6 +47,8 @@ TRAIN = {
     'top key': (CLS, ['+', 'modle.backbone.arch=tiny'], "no key 'modle' for the option "
                 "'modle.backbone.arch'; did you mean 'model'?"),
     'top key, far': (CLS, ['+', 'zzz=1'], "the config has no key 'zzz'"),
+    'text for a dict': (CLS, ['+', 'train_cfg=x'], "train_cfg is a dict, and is set to 'x': set "
+                        'one of its keys, as in train_cfg.max_epochs=VALUE'),
     'argument of the backbone': (CLS, ['+', 'model.backbone.archh=tiny'],
                                  "has no argument 'archh'; did you mean 'arch'?"),
     'argument of the optimizer': (CLS, ['+', 'optim_wrapper.optimizer.lrr=1'],
@@ -125,6 +127,7 @@ TEST = {
     'data root': (CLS, ['TEXT', '+', 'test_dataloader.dataset.data_root=nowhere'],
                   'does not exist. Prepare it'),
     'interval': (CLS, ['TEXT', '--interval', 'x'], "invalid int value: 'x'"),
+    'interval of nothing': (CLS, ['TEXT', '--interval', '0'], 'must be at least 1, got 0'),
     'metric': (CLS, ['TEXT', '+', 'test_evaluator.type=Accurac'], "did you mean 'Accuracy'?"),
 }
 
