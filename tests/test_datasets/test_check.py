@@ -257,6 +257,11 @@ WRONG = {
     'no width and height': (
         'det', no_sizes, '', 'images[0]: has no width and no height',
         r'train\.json: images\[0\]: has no width and no height'),
+    'a width that is no number': (
+        'det', lambda data: edit(data / 'det/train.json', lambda c: c['images'][1].update(
+            width='128', height=None)), '',
+        "train.json: images[1]: its width is '128', which is no number: write the size",
+        r"train\.json: images\[1\]: its width is '128', which is no number"),
     'CLASSES': (
         'det', nothing, UPPER,
         "none of its categories ('red', 'green', 'blue') is among the classes ('person'",

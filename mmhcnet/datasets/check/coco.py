@@ -88,6 +88,13 @@ class CocoFile(Annotations):
             yield Finding('unreadable annotations', self.file, f'{odd} is not a dict',
                           "write it in COCO's format for instances")
             return
+        odd = next((f'images[{i}]: its {key} is {image[key]!r}'
+                    for i, image in enumerate(content['images']) for key in ('width', 'height')
+                    if not isinstance(image.get(key, 1), (int, float))), None)
+        if odd:
+            yield Finding('unreadable annotations', self.file, f'{odd}, which is no number',
+                          'write the size of the image in pixels')
+            return
         self.content = content
 
     @property
