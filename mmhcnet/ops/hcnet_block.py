@@ -143,7 +143,7 @@ class _HcBlock(torch.autograd.Function):
                     lambda z, k, *weights: hc_block_ref(
                         z, HcBlockWeights(*weights), k, keep1, keep2, ctx.eps),
                     inputs, wanted, dout)
-        wanted = _Gradients(*wanted)
+        wanted_z, wanted_k, wanted_w = wanted[:3]
         dtype, (height, width) = p.dtype, z.shape[2:]
 
         dout = dout.contiguous(memory_format=torch.channels_last)
@@ -177,35 +177,20 @@ class _HcBlock(torch.autograd.Function):
         del dy, u
 
         dw = dk = dto_k = dmean = None
-        if to_k is not None:
+        if to_k is not None or wanted_w or wanted_k:
             drate, dw = heat_step_sums(du, z, w, rate, backend)
-            dmean, dto_k = conduction_rate_backward(drate, k, mean, to_k, keep1)
-            dmean = dmean / (height * width)
-        elif wanted.w or wanted.k:
-            drate, dw = heat_step_sums(du, z, w, rate, backend)
-            dk = drate if keep1 is None else drate * keep1.view(-1, 1, 1, 1)
-            dk = dk.sum_to_size(k.shape)
-        dz = heat_step_transposed(du, w, rate, dmean, backend) if wanted.z else None
+            if to_k is not None:
+                dmean, dto_k = conduction_rate_backward(drate, k, mean, to_k, keep1)
+                dmean = dmean / (height * width)
+            else:
+                dk = drate if keep1 is None else drate * keep1.view(-1, 1, 1, 1)
+                dk = dk.sum_to_size(k.shape)
+        dz = heat_step_transposed(du, w, rate, dmean, backend) if wanted_z else None
         grads = [dz, dk, dw, dto_k, dnorm_weight, dnorm_bias, dfc1_weight, dfc1_bias, dfilter,
                  dfc2_weight, dfc2_bias]
         # What is not asked for is dropped before it costs a cast.
         grads = [grad if asked else None for grad, asked in zip(grads, wanted)]
         return (None, ) * 5 + tuple(cast_like(grads, [z, k, *weights]))
-
-
-class _Gradients(NamedTuple):
-    """Which gradients are asked for."""
-    z: bool
-    k: bool
-    w: bool
-    to_k: bool
-    norm_weight: bool
-    norm_bias: bool
-    fc1_weight: bool
-    fc1_bias: bool
-    filter: bool
-    fc2_weight: bool
-    fc2_bias: bool
 
 
 def hc_block(z: Tensor, weights: HcBlockWeights, k: Optional[Tensor] = None,

@@ -86,20 +86,16 @@ def test_rate_of_every_parameter(task, constructor, key, family):
 
 
 @pytest.mark.parametrize('family', BACKBONES)
-def test_layers_are_gathered(family):
+@pytest.mark.parametrize('task, decay_type, num_layers, layer, head', [
+    ('det', 'layer_wise', 3, {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3, 7: 3}, 4),
+    ('seg', 'stage_wise', 6, {0: 0, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3, 7: 4}, 5)])
+def test_layers_are_gathered(family, task, decay_type, num_layers, layer, head):
     """The settings of the ConvNeXt recipes: blocks in fewer layers, or a layer per stage."""
-    groups = rates_of(config('det', family, 'LearningRateDecayOptimizerConstructor',
-                             decay_rate=0.7, decay_type='layer_wise', num_layers=3))
-    layer = {0: 0, 1: 1, 2: 1, 3: 2, 4: 2, 5: 3, 6: 3, 7: 3}
+    groups = rates_of(config(task, family, 'LearningRateDecayOptimizerConstructor',
+                             decay_rate=0.7, decay_type=decay_type, num_layers=num_layers))
     for name, group in groups.items():
-        found = layer[depth_of(name[len('backbone.'):])] if name.startswith('backbone.') else 4
-        assert group['lr'] == pytest.approx(0.7**(4 - found)), name
-    groups = rates_of(config('seg', family, 'LearningRateDecayOptimizerConstructor',
-                             decay_rate=0.7, decay_type='stage_wise', num_layers=6))
-    stage = {0: 0, 1: 1, 2: 2, 3: 2, 4: 3, 5: 3, 6: 3, 7: 4}
-    for name, group in groups.items():
-        found = stage[depth_of(name[len('backbone.'):])] if name.startswith('backbone.') else 5
-        assert group['lr'] == pytest.approx(0.7**(5 - found)), name
+        found = layer[depth_of(name[len('backbone.'):])] if name.startswith('backbone.') else head
+        assert group['lr'] == pytest.approx(0.7**(head - found)), name
 
 
 @pytest.mark.parametrize('family', BACKBONES)

@@ -86,7 +86,7 @@ class HcNet(HierarchicalBackbone):
             running statistics, so outputs do not depend on it.
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
         recompute (bool): Compute again in the backward pass what is cheap (norm, stencil, GELU and
-            filter), a third of the memory; False keeps it, which takes less time.
+            filter); False keeps it, in twice the memory.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 

@@ -128,8 +128,7 @@ class VHeat(HierarchicalBackbone):
             running statistics, so outputs do not depend on it.
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
         recompute (bool): Compute again in the backward pass what is cheap (norms, convolution, DCT,
-            GELU), less than half of the memory; False keeps the inputs of all products, which
-            takes less time.
+            GELU); False keeps the inputs of all products, in 1.6 times the memory.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
