@@ -12,8 +12,10 @@ CARRIED = ('configs', 'demo', 'tools', 'model-index.yml')
 
 # Not by an import: a build has no other package of ours on its path.
 TABLE = runpy.run_path(str(HERE / 'mmhcnet' / 'stacks.py'))
-STACK_EXTRAS = {stack: ['=='.join(pin) for pin in pins.values()] + list(TABLE['UNASKED'][stack])
-                for stack, pins in TABLE['STACKS'].items()}
+STACK_EXTRAS = {
+    stack: ['=='.join(pin) for pin in pins.values()] + list(TABLE['UNASKED'][stack])
+    for stack, pins in TABLE['STACKS'].items()
+}
 
 
 class BuildWithConfigs(build_py):
@@ -36,8 +38,12 @@ class BuildWithConfigs(build_py):
     def _carried(self):
         """{file to build: file of the checkout}"""
         root = Path(self.build_lib) / 'mmhcnet' / '.mim'
-        files = [path for name in CARRIED for path in [HERE / name, *(HERE / name).rglob('*')]
-                 if path.is_file() and '__pycache__' not in path.parts]
+        files = [
+            path
+            for name in CARRIED
+            for path in [HERE / name, *(HERE / name).rglob('*')]
+            if path.is_file() and '__pycache__' not in path.parts
+        ]
         return {str(root / path.relative_to(HERE)): str(path) for path in files}
 
     # For an editable install in strict mode, which links file by file.
@@ -84,4 +90,5 @@ setup(
         demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
     ),
     cmdclass=dict(build_py=BuildWithConfigs, develop=DevelopWithConfigs),
-    zip_safe=False)
+    zip_safe=False,
+)

@@ -2,6 +2,7 @@
 
 For classifiers, detectors and segmentors, through the inferencers of mmpretrain, mmdet and mmseg.
 """
+
 import os
 import tempfile
 from argparse import Namespace
@@ -39,12 +40,19 @@ def parse_args() -> Namespace:
     add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out-file', help='picture to write, for a single image')
-    parser.add_argument('--out-dir', default='work_dirs/image_demo',
-                        help='folder for the pictures, NAME.png each (default: %(default)s)')
+    parser.add_argument(
+        '--out-dir',
+        default='work_dirs/image_demo',
+        help='folder for the pictures, NAME.png each (default: %(default)s)',
+    )
     parser.add_argument('--device', default=get_device(), help='default here: %(default)s')
     add_compile(parser)
-    parser.add_argument('--score-thr', type=float, default=0.3,
-                        help='detection: score from which a box is drawn (default: %(default)s)')
+    parser.add_argument(
+        '--score-thr',
+        type=float,
+        default=0.3,
+        help='detection: score from which a box is drawn (default: %(default)s)',
+    )
     return parser.parse_args()
 
 
@@ -68,8 +76,7 @@ def class_names(cfg: Config, meta: Optional[dict]) -> dict:
     if meta is not None:
         return meta
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True))
-    return {key: dataset.metainfo[key] for key in ('classes', 'palette')
-            if key in dataset.metainfo}
+    return {key: dataset.metainfo[key] for key in ('classes', 'palette') if key in dataset.metainfo}
 
 
 def compile_model(model: nn.Module, cfg: Config, mode: Optional[str]) -> None:
@@ -79,22 +86,27 @@ def compile_model(model: nn.Module, cfg: Config, mode: Optional[str]) -> None:
 
 def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmpretrain import ImageClassificationInferencer
+
     inferencer = ImageClassificationInferencer(
-        cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes'))
+        cfg, args.checkpoint, device=args.device, classes=class_names(cfg, meta).get('classes')
+    )
     compile_model(inferencer.model, cfg, args.compile)
-    load = TRANSFORMS.build(next(step for step in cfg.test_dataloader.dataset.pipeline
-                                 if 'Load' in str(step['type'])))
+    load = TRANSFORMS.build(
+        next(step for step in cfg.test_dataloader.dataset.pipeline if 'Load' in str(step['type']))
+    )
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         # Through the config's own step: the inferencer reads colours whatever the model takes.
-        found = inferencer.forward(next(iter(inferencer.preprocess(
-            [load(dict(img_path=path))['img']]))))
+        found = inferencer.forward(
+            next(iter(inferencer.preprocess([load(dict(img_path=path))['img']])))
+        )
         short = min(mmcv.imread(path).shape[:2])
         # It draws only what it may save.
         with tempfile.TemporaryDirectory() as folder:
-            pictures = inferencer.visualize([path], found, show_dir=folder,
-                                            rescale_factor=max(1, MIN_EDGE / short))
-        result, = inferencer.postprocess(found, pictures)
+            pictures = inferencer.visualize(
+                [path], found, show_dir=folder, rescale_factor=max(1, MIN_EDGE / short)
+            )
+        (result,) = inferencer.postprocess(found, pictures)
         name = result.get('pred_class', result['pred_label'])
         return pictures[0], f"class {name} ({result['pred_score']:.2f})"
 
@@ -112,25 +124,31 @@ def prepared(inferencer, cfg: Config, args: Namespace, meta: Optional[dict]) -> 
 
 def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmdet.apis import DetInferencer
+
     inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
     names = prepared(inferencer, cfg, args, meta)
     inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
 
     def draw(path: str) -> Tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True, pred_score_thr=args.score_thr)
-        found, = result['predictions']
-        kept = [names[label] for label, score in zip(found['labels'], found['scores'])
-                if score >= args.score_thr]
+        (found,) = result['predictions']
+        kept = [
+            names[label]
+            for label, score in zip(found['labels'], found['scores'])
+            if score >= args.score_thr
+        ]
         counts = ', '.join(f'{n} {name}' for name, n in Counter(kept).most_common())
         return result['visualization'][0], (
             f'{len(kept)} objects with a score of {args.score_thr} or more'
-            + (f': {counts}' if counts else ''))
+            + (f': {counts}' if counts else '')
+        )
 
     return draw
 
 
 def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     from mmseg.apis import MMSegInferencer
+
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
     names = prepared(inferencer, cfg, args, meta)
 
@@ -140,7 +158,8 @@ def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
         labels, pixels = np.unique(result['predictions'].astype(int), return_counts=True)
         largest = sorted(zip(pixels / pixels.sum(), labels), reverse=True)[:5]
         return result['visualization'], ', '.join(
-            f'{names[label]} {100 * share:.0f} %' for share, label in largest)
+            f'{names[label]} {100 * share:.0f} %' for share, label in largest
+        )
 
     return draw
 
@@ -154,16 +173,22 @@ def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
     if args.out_file and os.path.isdir(args.image):
         raise ValueError('--out-file is for a single image: use --out-dir for a folder')
     if args.out_file and Path(args.out_file).suffix.lower() not in SUFFIXES:
-        raise ValueError(f"--out-file is a picture to write, with one of the suffixes "
-                         f"{', '.join(SUFFIXES)}, got '{args.out_file}'")
+        raise ValueError(
+            f"--out-file is a picture to write, with one of the suffixes "
+            f"{', '.join(SUFFIXES)}, got '{args.out_file}'"
+        )
     if not args.out_file and os.path.isfile(args.out_dir):
         raise ValueError(f"--out-dir is a folder, and '{args.out_dir}' is a file")
-    pictures = {path: args.out_file or os.path.join(args.out_dir, f'{Path(path).stem}.png')
-                for path in images}
+    pictures = {
+        path: args.out_file or os.path.join(args.out_dir, f'{Path(path).stem}.png')
+        for path in images
+    }
     shared = [name for name, n in Counter(pictures.values()).items() if n > 1]
     if shared:
-        raise ValueError(f"two images would be drawn to '{shared[0]}': give them names that differ "
-                         'in more than the suffix')
+        raise ValueError(
+            f"two images would be drawn to '{shared[0]}': give them names that differ "
+            'in more than the suffix'
+        )
     for path in images:
         if mmcv.imread(path) is None:
             raise ValueError(f"'{path}' is not an image that can be read")
@@ -171,8 +196,10 @@ def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
         raise ValueError(f'--device {args.device} needs a GPU: use --device cpu')
     cfg = load_config(args.config, args.cfg_options, work_dir=None)
     if cfg.get('default_scope') not in OPEN:
-        raise ValueError(f'default_scope of the config must be one of {list(OPEN)}, '
-                         f"got {cfg.get('default_scope')!r}")
+        raise ValueError(
+            f'default_scope of the config must be one of {list(OPEN)}, '
+            f"got {cfg.get('default_scope')!r}"
+        )
     check_compile(args.compile, cfg, 'test', args.device)
     # The inferencers go on with random weights where a checkpoint does not fit.
     meta = build_model(cfg, args.checkpoint).dataset_meta

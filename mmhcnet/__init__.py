@@ -5,6 +5,7 @@
 only with the first name that is asked of it: ``python -m mmhcnet.doctor`` has to run where they
 cannot be imported.
 """
+
 from importlib import import_module
 from typing import Any, List
 

@@ -1,4 +1,5 @@
 """Where the configs that come with mmhcnet are."""
+
 from pathlib import Path
 
 from mmengine.config.utils import MODULE2PACKAGE
@@ -35,6 +36,7 @@ def config(name: str) -> str:
     if path.is_file():
         return str(path)
     folder = path.parent if path.parent.is_dir() else root
-    known = sorted(p.relative_to(root).as_posix() for p in folder.rglob('*.py')
-                   if '_base_' not in p.parts)
+    known = sorted(
+        p.relative_to(root).as_posix() for p in folder.rglob('*.py') if '_base_' not in p.parts
+    )
     raise FileNotFoundError(f"mmhcnet has no config '{name}'; choose one of: {', '.join(known)}")

@@ -4,6 +4,7 @@ One line for each finding; the exit code is 0 if there is none, and 1 otherwise.
 but Python's own modules and a table: the others are tried in a process of their own, where a crash
 is a finding too.
 """
+
 import json
 import re
 import subprocess
@@ -17,8 +18,19 @@ from mmhcnet.stacks import BUILD_TOOLS, STACKS
 # Every distribution that writes the folder mmcv.
 MMCVS = ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite')
 
-TRIED = ('torch', 'torchvision', 'cv2', 'pkg_resources', 'mmengine', 'mmcv', 'mmcv.ops',
-         'mmdet.models', 'mmseg.models', 'mmpretrain.models', 'mmhcnet.models')
+TRIED = (
+    'torch',
+    'torchvision',
+    'cv2',
+    'pkg_resources',
+    'mmengine',
+    'mmcv',
+    'mmcv.ops',
+    'mmdet.models',
+    'mmseg.models',
+    'mmpretrain.models',
+    'mmhcnet.models',
+)
 
 # Imports what it is told to, and writes a line for each: the name, and the error if there is one.
 _TRY = '''
@@ -32,8 +44,10 @@ for name in sys.argv[1:]:
     print('\\n@doctor' + json.dumps([name, error]), flush=True)
 '''
 
-ADVICE = ('"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
-          'fixes it.')
+ADVICE = (
+    '"python -m mmhcnet.doctor" names what is wrong in this environment and the command that '
+    'fixes it.'
+)
 
 
 @contextmanager
@@ -47,17 +61,20 @@ def advised_imports() -> Iterator[None]:
 
 class Facts(NamedTuple):
     """What is known of an environment."""
+
     versions: Dict[str, str]  # of each distribution, by its normalised name
     failures: Dict[str, str]  # the error of each import that fails
 
 
 class Finding(NamedTuple):
     """What is wrong, and the command that fixes it."""
+
     problem: str
     cure: str
 
 
 # Collecting facts
+
 
 def installed_versions() -> Dict[str, str]:
     """{normalised name of a distribution: its version}; of two copies the one that is imported."""
@@ -75,16 +92,20 @@ def failing_imports(names: Sequence[str]) -> Dict[str, str]:
     left = list(names)
     while left:
         done = subprocess.run([sys.executable, '-c', _TRY, *left], capture_output=True, text=True)
-        results = [json.loads(line[len('@doctor'):]) for line in done.stdout.splitlines()
-                   if line.startswith('@doctor')]
+        results = [
+            json.loads(line[len('@doctor') :])
+            for line in done.stdout.splitlines()
+            if line.startswith('@doctor')
+        ]
         failures.update((name, error) for name, error in results if error)
-        left = left[len(results):]
+        left = left[len(results) :]
         if left:
             failures[left.pop(0)] = f'the process ended with code {done.returncode}'
     return failures
 
 
 # Checks
+
 
 def _number(version: str) -> List[int]:
     """'2.10.0+cpu' -> [2, 10, 0]"""
@@ -93,42 +114,55 @@ def _number(version: str) -> List[int]:
 
 def _stack(versions: Dict[str, str]) -> str:
     """The stack that most of its packages are there of."""
-    return max(STACKS, key=lambda stack: sum(
-        name in versions for name, _ in STACKS[stack].values()))
+    return max(
+        STACKS, key=lambda stack: sum(name in versions for name, _ in STACKS[stack].values())
+    )
 
 
 def _compile_mmcv(stack: str) -> str:
     mmcv = '=='.join(STACKS[stack]['mmcv'])
-    return (f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
-            f'--no-build-isolation --no-cache-dir --force-reinstall --no-deps {mmcv}')
+    return (
+        f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
+        f'--no-build-isolation --no-cache-dir --force-reinstall --no-deps {mmcv}'
+    )
 
 
 def _install(stack: str) -> str:
     pins = ' '.join('=='.join(pin) for pin in STACKS[stack].values())
-    return (f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
-            f'--no-build-isolation {pins}')
+    return (
+        f'pip install {BUILD_TOOLS[stack]} && MMCV_WITH_OPS=1 pip install '
+        f'--no-build-isolation {pins}'
+    )
 
 
 def check_mixture(facts: Facts) -> Iterator[Finding]:
-    found = {stack: [name for name, _ in STACKS[stack].values() if name in facts.versions]
-             for stack in STACKS}
+    found = {
+        stack: [name for name, _ in STACKS[stack].values() if name in facts.versions]
+        for stack in STACKS
+    }
     mmcvs = [name for name in MMCVS if name in facts.versions]
     stack = _stack(facts.versions)
     if all(found.values()):
         names = sorted({*mmcvs, *sum(found.values(), [])})
-        yield Finding(f'packages of both stacks are installed ({", ".join(names)}), and they '
-                      'overwrite or refuse one another',
-                      f'pip uninstall -y {" ".join(names)} && {_install(stack)}')
+        yield Finding(
+            f'packages of both stacks are installed ({", ".join(names)}), and they '
+            'overwrite or refuse one another',
+            f'pip uninstall -y {" ".join(names)} && {_install(stack)}',
+        )
     elif len(mmcvs) > 1:
-        yield Finding(f'{" and ".join(mmcvs)} are installed, and write the same folder',
-                      f'pip uninstall -y {" ".join(mmcvs)} && {_compile_mmcv(stack)}')
+        yield Finding(
+            f'{" and ".join(mmcvs)} are installed, and write the same folder',
+            f'pip uninstall -y {" ".join(mmcvs)} && {_compile_mmcv(stack)}',
+        )
 
 
 def check_numpy(facts: Facts) -> Iterator[Finding]:
     numpy, torch = facts.versions.get('numpy'), facts.versions.get('torch')
     if numpy and torch and _number(numpy) >= [2] and _number(torch) < [2, 3]:
-        yield Finding(f'numpy {numpy} with torch {torch}, which is built against numpy 1',
-                      'pip install "numpy<2" "opencv-python-headless<4.11"')
+        yield Finding(
+            f'numpy {numpy} with torch {torch}, which is built against numpy 1',
+            'pip install "numpy<2" "opencv-python-headless<4.11"',
+        )
 
 
 def check_torchvision(facts: Facts) -> Iterator[Finding]:
@@ -144,9 +178,11 @@ def check_torchvision(facts: Facts) -> Iterator[Finding]:
         pair = f'torch=={torch.partition("+")[0]} torchvision==0.{minor + 15}.{patch[0]}'
         yield Finding(
             f'torchvision {vision} does not fit torch {torch}: '
-            + ('they are builds for different devices' if fits
-               else 'they belong to other releases'),
-            f'pip install --force-reinstall --no-deps {pair}')
+            + (
+                'they are builds for different devices' if fits else 'they belong to other releases'
+            ),
+            f'pip install --force-reinstall --no-deps {pair}',
+        )
 
 
 def check_opencv(facts: Facts) -> Iterator[Finding]:
@@ -158,7 +194,8 @@ def check_opencv(facts: Facts) -> Iterator[Finding]:
         yield Finding(
             f'cv2 needs {match[1]}, which this machine lacks; the headless cv2 does not',
             'pip uninstall -y opencv-python opencv-contrib-python && '
-            f'pip install --force-reinstall --no-deps {pin}')
+            f'pip install --force-reinstall --no-deps {pin}',
+        )
 
 
 def check_operators(facts: Facts) -> Iterator[Finding]:
@@ -169,8 +206,9 @@ def check_operators(facts: Facts) -> Iterator[Finding]:
         yield Finding('mmcv was installed without its operators', lite + _compile_mmcv(stack))
     elif re.search(r'undefined symbol|libc10|libtorch|libcudart', error):
         torch = facts.versions.get('torch', '')
-        yield Finding(f"mmcv's operators were built for another torch than {torch}",
-                      _compile_mmcv(stack))
+        yield Finding(
+            f"mmcv's operators were built for another torch than {torch}", _compile_mmcv(stack)
+        )
 
 
 def check_versions(facts: Facts) -> Iterator[Finding]:
@@ -182,23 +220,31 @@ def check_versions(facts: Facts) -> Iterator[Finding]:
             stack = _stack(facts.versions)
             yield Finding(
                 f'{name} {match[2]} is not one that the packages next to it work with',
-                _compile_mmcv(stack) if name == 'mmcv' else
-                f'pip install {"==".join(STACKS[stack][name])}')
+                _compile_mmcv(stack)
+                if name == 'mmcv'
+                else f'pip install {"==".join(STACKS[stack][name])}',
+            )
 
 
 def check_transformers(facts: Facts) -> Iterator[Finding]:
     transformers = facts.versions.get('transformers', '0')
     # mmpretrain puts None in place of a class that it does not find there, and inherits from it.
     if _number(transformers) >= [5] and any(
-            'NoneType takes no arguments' in error for error in facts.failures.values()):
-        yield Finding(f'transformers {transformers} lacks what mmpretrain imports from it',
-                      'pip install "transformers<5"')
+        'NoneType takes no arguments' in error for error in facts.failures.values()
+    ):
+        yield Finding(
+            f'transformers {transformers} lacks what mmpretrain imports from it',
+            'pip install "transformers<5"',
+        )
 
 
 def check_missing(facts: Facts) -> Iterator[Finding]:
     stack = STACKS[_stack(facts.versions)]
-    missing = {match[1] for error in facts.failures.values()
-               if (match := re.search(r"No module named '([^'.]+)'", error))}
+    missing = {
+        match[1]
+        for error in facts.failures.values()
+        if (match := re.search(r"No module named '([^'.]+)'", error))
+    }
     if stack is STACKS['onedl']:
         missing.discard('pkg_resources')  # only the other stack's mmengine imports it
     if missing >= set(stack):
@@ -212,12 +258,20 @@ def check_missing(facts: Facts) -> Iterator[Finding]:
         elif name == 'cv2':
             cure = 'pip install opencv-python-headless'
         else:
-            cure = f'pip install {"==".join(stack.get(name, (name, )))}'
+            cure = f'pip install {"==".join(stack.get(name, (name,)))}'
         yield Finding(f'{name} is not installed', cure)
 
 
-CHECKS = (check_mixture, check_numpy, check_torchvision, check_opencv, check_operators,
-          check_versions, check_transformers, check_missing)
+CHECKS = (
+    check_mixture,
+    check_numpy,
+    check_torchvision,
+    check_opencv,
+    check_operators,
+    check_versions,
+    check_transformers,
+    check_missing,
+)
 
 
 def examine(facts: Facts) -> List[Finding]:
@@ -226,10 +280,13 @@ def examine(facts: Facts) -> List[Finding]:
     if not findings:
         for name, error in facts.failures.items():
             if name != 'pkg_resources':
-                findings.append(Finding(
-                    f'import {name} fails: {" ".join(error.split())}',
-                    f'no command that fixes it is known here; python -c "import {name}" shows it '
-                    'whole'))
+                findings.append(
+                    Finding(
+                        f'import {name} fails: {" ".join(error.split())}',
+                        f'no command that fixes it is known here; python -c "import {name}" shows it '
+                        'whole',
+                    )
+                )
     return list(dict.fromkeys(findings))
 
 
@@ -239,10 +296,17 @@ def main() -> int:
     for problem, cure in findings:
         print(f'{problem}: {cure}')
     if not findings:
-        names = ['torch', 'torchvision', *(name for name, _ in STACKS[
-            _stack(facts.versions)].values())]
-        print('nothing is wrong: ' + ', '.join(
-            f'{name} {facts.versions[name]}' for name in names if name in facts.versions))
+        names = [
+            'torch',
+            'torchvision',
+            *(name for name, _ in STACKS[_stack(facts.versions)].values()),
+        ]
+        print(
+            'nothing is wrong: '
+            + ', '.join(
+                f'{name} {facts.versions[name]}' for name in names if name in facts.versions
+            )
+        )
     return bool(findings)
 
 

@@ -1,4 +1,5 @@
 """Errors that only the user can fix, and the parts of their messages."""
+
 import difflib
 import importlib.util
 from typing import Any
@@ -26,5 +27,6 @@ def require_packages(*names: str) -> None:
     """
     missing = [name for name in names if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(f'this needs {" and ".join(missing)}: '
-                                  f'pip install {" ".join(missing)}')
+        raise ModuleNotFoundError(
+            f'this needs {" and ".join(missing)}: pip install {" ".join(missing)}'
+        )

@@ -1,4 +1,5 @@
 """The classifiers by name, for mmpretrain."""
+
 from pathlib import Path
 
 from .config_files import config
@@ -14,6 +15,7 @@ def register_models() -> None:
         ImportError: mmpretrain is not installed.
     """
     from mmpretrain.apis import ModelHub
+
     if not ModelHub.has('hcnet_t_in1k'):
         index = Path(config('classification/metafile.yml'))
         ModelHub.register_model_index(index, config_prefix=index.parents[2])

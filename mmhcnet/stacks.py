@@ -3,6 +3,7 @@
 Nothing is imported: setup.py and the doctor read it where nothing else can be. The requirement
 files and docs/compatibility.md repeat it for pip and for people, and tests compare them with it.
 """
+
 # Import name: (distribution, the version that the tests pass with) of OneDL, the maintained
 # continuation of OpenMMLab, and of OpenMMLab's own last releases.
 _PINS = {
@@ -15,8 +16,10 @@ _PINS = {
 }
 
 # {stack: {import name: (distribution, version)}}
-STACKS = {stack: {name: pins[i] for name, pins in _PINS.items()}
-          for i, stack in enumerate(('onedl', 'openmmlab'))}
+STACKS = {
+    stack: {name: pins[i] for name, pins in _PINS.items()}
+    for i, stack in enumerate(('onedl', 'openmmlab'))
+}
 
 # What a stack imports without asking for it.
 UNASKED = {'onedl': (), 'openmmlab': ('ftfy', 'regex')}

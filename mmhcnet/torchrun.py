@@ -1,4 +1,5 @@
 """torchrun, which ends as the runs do: ``python -m mmhcnet.torchrun``."""
+
 import os
 import signal
 import sys
@@ -24,8 +25,10 @@ def main() -> None:
     except RuntimeError as error:
         if 'EADDRINUSE' not in str(error):
             raise
-        sys.exit(f"Error: port {os.environ.get('PORT', 29500)} of this machine is in use, by "
-                 'another run perhaps: set PORT to the number of a free one')
+        sys.exit(
+            f"Error: port {os.environ.get('PORT', 29500)} of this machine is in use, by "
+            'another run perhaps: set PORT to the number of a free one'
+        )
 
 
 if __name__ == '__main__':

@@ -1,4 +1,5 @@
 """Whether the code is being compiled or exported, asked in a way that both stacks have."""
+
 import torch
 from torch.autograd import forward_ad
 
@@ -13,11 +14,16 @@ def is_exporting() -> bool:
     """Whether a graph is being made to be run elsewhere: TorchScript, ONNX or torch.export."""
     # The flag behind torch.compiler.is_exporting is read, because torch.compile (2.10) takes that
     # function itself to be always true.
-    return (torch.jit.is_tracing() or torch.jit.is_scripting() or torch.onnx.is_in_onnx_export()
-            or getattr(torch.compiler, '_is_exporting_flag', False))
+    return (
+        torch.jit.is_tracing()
+        or torch.jit.is_scripting()
+        or torch.onnx.is_in_onnx_export()
+        or getattr(torch.compiler, '_is_exporting_flag', False)
+    )
 
 
 def is_transforming() -> bool:
     """Whether vmap, grad, jvp or the like is at work, of torch.func or of forward-mode autograd."""
-    return (torch._C._functorch.peek_interpreter_stack() is not None
-            or forward_ad._current_level >= 0)
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
+    )

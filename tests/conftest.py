@@ -62,8 +62,14 @@ def source(tmp_path_factory):
     folder = tmp_path_factory.mktemp('source') / 'mmhcnet'
     folder.mkdir()
     ignore = shutil.ignore_patterns('__pycache__', '.mim')
-    for name in ('setup.py', 'pyproject.toml', 'MANIFEST.in', 'README.md', 'LICENSE',
-                 'model-index.yml'):
+    for name in (
+        'setup.py',
+        'pyproject.toml',
+        'MANIFEST.in',
+        'README.md',
+        'LICENSE',
+        'model-index.yml',
+    ):
         shutil.copy(ROOT / name, folder)
     for name in ('mmhcnet', 'configs', 'tools'):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -83,13 +89,30 @@ def new_environment(tmp_path_factory):
         python = venv / 'bin' / 'python'
         packages = subprocess.run(
             [python, '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            capture_output=True, text=True, check=True).stdout.strip()
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
         # A folder named in a .pth file comes last, and its own .pth files are not read: so an
         # editable install of mmhcnet in this environment is not seen.
         Path(packages, 'outer.pth').write_text(sysconfig.get_path('purelib'))
         done = subprocess.run(
-            [sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-index',
-             '--no-deps', '--no-build-isolation', *map(str, what)], capture_output=True, text=True)
+            [
+                sys.executable,
+                '-m',
+                'pip',
+                '--python',
+                python,
+                'install',
+                '-q',
+                '--no-index',
+                '--no-deps',
+                '--no-build-isolation',
+                *map(str, what),
+            ],
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr
         return python
 
@@ -100,9 +123,23 @@ def new_environment(tmp_path_factory):
 def installed(source, new_environment, tmp_path_factory):
     """The Python of an environment where mmhcnet has been installed from a wheel."""
     wheels = tmp_path_factory.mktemp('wheels')
-    subprocess.run([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-index', '--no-deps',
-                    '--no-build-isolation', '-w', wheels, source], check=True)
-    wheel, = wheels.iterdir()
+    subprocess.run(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-index',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            wheels,
+            source,
+        ],
+        check=True,
+    )
+    (wheel,) = wheels.iterdir()
     return new_environment(wheel)
 
 

@@ -1,4 +1,5 @@
 """Tiny scenes of coloured squares in the three layouts, and configs that learn them."""
+
 import json
 from pathlib import Path
 
@@ -17,8 +18,8 @@ def squares(generator):
     for left in (4, 46, 88):
         name = list(COLOURS)[generator.integers(3)]
         size, top = (int(generator.integers(24, 36)), int(generator.integers(4, 88)))
-        image[top:top + size, left:left + size] = COLOURS[name]
-        labels[top:top + size, left:left + size] = 1 + list(COLOURS).index(name)
+        image[top : top + size, left : left + size] = COLOURS[name]
+        labels[top : top + size, left : left + size] = 1 + list(COLOURS).index(name)
         boxes.append((name, [left, top, size, size]))
     return image, boxes, labels
 
@@ -44,12 +45,21 @@ def write_scenes(root):
             Image.fromarray(labels).save(root / f'seg/annotations/{folder}/{i}.png')
             images.append(dict(id=i + 1, file_name=f'{i}.png', width=SIDE, height=SIDE))
             for name, box in boxes:
-                annotations.append(dict(
-                    id=len(annotations) + 1, image_id=i + 1, category_id=ids[name], bbox=box,
-                    area=box[2] * box[3], iscrowd=0, segmentation=outline(box)))
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1,
+                        image_id=i + 1,
+                        category_id=ids[name],
+                        bbox=box,
+                        area=box[2] * box[3],
+                        iscrowd=0,
+                        segmentation=outline(box),
+                    )
+                )
         categories = [dict(id=number, name=name) for name, number in ids.items()]
-        (root / f'det/{split}.json').write_text(json.dumps(
-            dict(images=images, annotations=annotations, categories=categories)))
+        (root / f'det/{split}.json').write_text(
+            json.dumps(dict(images=images, annotations=annotations, categories=categories))
+        )
         for name, colour in COLOURS.items():
             (root / f'cls/{split}/{name}').mkdir(parents=True)
             for i in range(6 if split == 'train' else 3):
@@ -84,9 +94,10 @@ val_evaluator = dict(ann_file='{root}/val.json')
 test_evaluator = val_evaluator
 train_cfg = dict(max_epochs=1, val_interval=1)
 ''' + LOADERS.replace(
-    '{train}', "ann_file='train.json', data_prefix=dict(img='train/'), metainfo=meta").replace(
-        '{val}', "ann_file='val.json', data_prefix=dict(img='val/'), metainfo=meta").replace(
-            '{batch}', '2')
+    '{train}', "ann_file='train.json', data_prefix=dict(img='train/'), metainfo=meta"
+).replace('{val}', "ann_file='val.json', data_prefix=dict(img='val/'), metainfo=meta").replace(
+    '{batch}', '2'
+)
 SEG = '''_base_ = __import__('mmhcnet').config('segmentation/upernet_hcnet_digits.py')
 meta = dict(classes=('background', 'red', 'green', 'blue'),
             palette=[[0, 0, 0], [255, 0, 0], [0, 255, 0], [0, 0, 255]])
@@ -95,14 +106,18 @@ model = dict(decode_head=dict(num_classes=4, loss_decode=loss),
              auxiliary_head=dict(num_classes=4, loss_decode=loss))
 train_cfg = dict(max_iters=4, val_interval=4)
 ''' + LOADERS.replace('{train}', 'metainfo=meta').replace('{val}', 'metainfo=meta').replace(
-    '{batch}', '2')
+    '{batch}', '2'
+)
 TASKS = dict(cls=CLS, det=DET, seg=SEG)
 
 
 def write_config(path, task, root, more=''):
     """A config of a task for the scenes below ``root``, and lines that change it."""
     base = path.with_name(f'base_{path.name}')
-    base.write_text(dict(TASKS, in1k=IN1K)[task].replace(
-        '{root}', str(Path(root) / ('cls' if task == 'in1k' else task))))
+    base.write_text(
+        dict(TASKS, in1k=IN1K)[task].replace(
+            '{root}', str(Path(root) / ('cls' if task == 'in1k' else task))
+        )
+    )
     path.write_text(f"_base_ = './{base.name}'\n{more}")
     return path

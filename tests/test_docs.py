@@ -2,6 +2,7 @@
 
 A block of commands has a comment above it: ``run``, ``tested: FILE`` or ``needs: WHAT``.
 """
+
 import functools
 import os
 import re
@@ -29,8 +30,11 @@ class Block(NamedTuple):
         return [line for line in (re.sub(r'(^|\s)#.*', '', line).strip() for line in lines) if line]
 
 
-BLOCKS = [Block(str(page.relative_to(ROOT)), match['mark'] or '', match['text'])
-          for page in PAGES for match in FENCE.finditer(page.read_text())]
+BLOCKS = [
+    Block(str(page.relative_to(ROOT)), match['mark'] or '', match['text'])
+    for page in PAGES
+    for match in FENCE.finditer(page.read_text())
+]
 COMMANDS = [(block, command) for block in BLOCKS for command in block.commands()]
 
 
@@ -49,8 +53,9 @@ def test_every_block_is_marked(block):
 
 @functools.lru_cache(maxsize=None)
 def usage(script):
-    done = subprocess.run([sys.executable, script, '--help'], cwd=ROOT, capture_output=True,
-                          text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, script, '--help'], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -80,8 +85,18 @@ def test_files_and_options_exist(page):
 def folder(tmp_path_factory):
     """A folder like a clone; what a command writes stays in it."""
     folder = tmp_path_factory.mktemp('clone')
-    for name in ('configs', 'demo', 'docs', 'mmhcnet', 'tests', 'tools', 'mkdocs.yml', 'setup.py',
-                 'pyproject.toml', 'README.md'):
+    for name in (
+        'configs',
+        'demo',
+        'docs',
+        'mmhcnet',
+        'tests',
+        'tools',
+        'mkdocs.yml',
+        'setup.py',
+        'pyproject.toml',
+        'README.md',
+    ):
         (folder / name).symlink_to(ROOT / name)
     if (ROOT / 'data/digits').is_dir():
         (folder / 'data').mkdir()
@@ -91,8 +106,14 @@ def folder(tmp_path_factory):
 
 def run(command, folder):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    return subprocess.run(['bash', '-euc', command], cwd=folder, capture_output=True, text=True,
-                          timeout=600, env={**os.environ, 'PATH': path})
+    return subprocess.run(
+        ['bash', '-euc', command],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, 'PATH': path},
+    )
 
 
 @pytest.mark.slow
@@ -108,8 +129,12 @@ def test_commands_run(folder):
 
 def test_site_builds(tmp_path):
     pytest.importorskip('mkdocs', reason='the site needs it: pip install mkdocs')
-    done = subprocess.run([sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir',
-                           str(tmp_path / 'site')], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     for page in (ROOT / 'docs').glob('*.md'):
         name = '' if page.stem == 'index' else page.stem

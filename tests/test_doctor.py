@@ -1,4 +1,5 @@
 """What the doctor finds: from facts, and in environments of packages that only pretend."""
+
 import ast
 import importlib.metadata
 import os
@@ -14,10 +15,18 @@ from mmhcnet.stacks import STACKS, UNASKED
 
 from .conftest import ROOT
 
-LEGACY = {**{name: version for name, version in STACKS['openmmlab'].values()},
-          'torch': '2.1.2', 'torchvision': '0.16.2', 'numpy': '1.26.4'}
-ONEDL = {**{name: version for name, version in STACKS['onedl'].values()},
-         'torch': '2.10.0', 'torchvision': '0.25.0', 'numpy': '2.2.6'}
+LEGACY = {
+    **{name: version for name, version in STACKS['openmmlab'].values()},
+    'torch': '2.1.2',
+    'torchvision': '0.16.2',
+    'numpy': '1.26.4',
+}
+ONEDL = {
+    **{name: version for name, version in STACKS['onedl'].values()},
+    'torch': '2.10.0',
+    'torchvision': '0.25.0',
+    'numpy': '2.2.6',
+}
 
 
 def requirement_pins(name):
@@ -34,8 +43,10 @@ def test_versions_are_those_of_the_requirement_files(stack):
 
 
 def test_extras_of_the_package_are_the_stacks(tmp_path):
-    code = ("import setuptools; found = {}; setuptools.setup = lambda **k: found.update(k); "
-            "import runpy; runpy.run_path('setup.py'); print(found['extras_require'])")
+    code = (
+        "import setuptools; found = {}; setuptools.setup = lambda **k: found.update(k); "
+        "import runpy; runpy.run_path('setup.py'); print(found['extras_require'])"
+    )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     extras = ast.literal_eval(done.stdout)
     for stack, pins in STACKS.items():
@@ -44,16 +55,22 @@ def test_extras_of_the_package_are_the_stacks(tmp_path):
 
 def test_the_page_has_the_versions_of_the_lock_files():
     page = (ROOT / 'docs' / 'compatibility.md').read_text().split('\n## ')[0]
-    rows = {tuple(name for name in re.findall(r'[a-z]+', row[0])): row[1:] for row in (
-        [cell.strip() for cell in line.strip('|').split('|')]
-        for line in page.splitlines() if line.startswith('| ')) if len(row) == 3}
+    rows = {
+        tuple(name for name in re.findall(r'[a-z]+', row[0])): row[1:]
+        for row in (
+            [cell.strip() for cell in line.strip('|').split('|')]
+            for line in page.splitlines()
+            if line.startswith('| ')
+        )
+        if len(row) == 3
+    }
     shown = 0
     for names, cells in rows.items():
         for i, stack in enumerate(STACKS):
             lock = requirement_pins(f'lock-{stack}.txt')
             versions = re.findall(r'\d+(?:\.\d+)+', cells[i])
             for name, version in zip(names, versions):
-                assert lock[STACKS[stack].get(name, (name, ))[0]] == version, name
+                assert lock[STACKS[stack].get(name, (name,))[0]] == version, name
                 shown += 1
     assert shown == 2 * (len(STACKS['onedl']) + len(('torch', 'torchvision', 'numpy')))
 
@@ -63,78 +80,154 @@ def test_nothing_is_wrong_with_either_stack(versions):
     assert examine(Facts(versions, {})) == []
 
 
-@pytest.mark.parametrize('versions, failures, problem, cure', [
-    # mmdet's own check, after the newest mmcv was installed
-    ({**LEGACY, 'mmcv': '2.2.0'},
-     {'mmdet.models': 'AssertionError: MMCV==2.2.0 is used but incompatible. Please install '
-                      'mmcv>=2.0.0rc4, <2.2.0.'},
-     'mmcv 2.2.0 is not one', r'"setuptools<70" .* --no-build-isolation .* mmcv==2\.1\.0$'),
-    ({**LEGACY, 'mmengine': '0.6.0'},
-     {'mmdet.models': 'AssertionError: MMEngine==0.6.0 is used but incompatible. Please install '
-                      'mmengine>=0.7.1, <1.0.0.'},
-     'mmengine 0.6.0 is not one', r'^pip install mmengine==0\.10\.7$'),
-    # both stacks
-    ({**ONEDL, 'mmengine': '0.10.7', 'mmcv': '2.1.0'}, {},
-     r'both stacks are installed \(mmcv, mmengine, onedl-mmcv',
-     r'pip uninstall -y mmcv mmengine onedl-mmcv .* && .*onedl-mmengine==0\.10\.12'),
-    ({**LEGACY, 'mmcv-lite': '2.1.0'}, {}, 'mmcv and mmcv-lite are installed',
-     r'^pip uninstall -y mmcv mmcv-lite && .*mmcv==2\.1\.0$'),
-    # transformers 5
-    ({**ONEDL, 'transformers': '5.24.0'},
-     {'mmpretrain.models': 'TypeError: NoneType takes no arguments'},
-     r'transformers 5\.24\.0 lacks what mmpretrain', r'^pip install "transformers<5"$'),
-    # numpy 2 with the legacy stack
-    ({**LEGACY, 'numpy': '2.2.6'}, {'mmcv': 'ImportError: numpy.core.multiarray failed to import'},
-     r'numpy 2\.2\.6 with torch 2\.1\.2', '"numpy<2"'),
-    # torchvision of another release, and of another device
-    ({**ONEDL, 'torchvision': '0.24.1'}, {},
-     r'torchvision 0\.24\.1 does not fit torch 2\.10\.0: .*other releases',
-     r'torch==2\.10\.0 torchvision==0\.25\.0$'),
-    ({**ONEDL, 'torch': '2.10.0+cpu'},
-     {'torchvision': 'RuntimeError: operator torchvision::nms does not exist',
-      'mmpretrain.models': 'RuntimeError: operator torchvision::nms does not exist'},
-     'different devices', r'torch==2\.10\.0 torchvision==0\.25\.0$'),
-    # mmcv's operators
-    (LEGACY, {'mmcv.ops': "ModuleNotFoundError: No module named 'mmcv._ext'"},
-     'without its operators', r'MMCV_WITH_OPS=1 .*mmcv==2\.1\.0$'),
-    (ONEDL, {'mmcv.ops': 'ImportError: /venv/mmcv/_ext.so: undefined symbol: _ZN3c106detail'},
-     r'built for another torch than 2\.10\.0', r'--no-cache-dir .*onedl-mmcv==2\.3\.6$'),
-    (ONEDL, {'mmcv.ops': 'ImportError: libtorch_cuda.so: cannot open shared object file'},
-     'built for another torch', 'onedl-mmcv'),
-    # opencv
-    ({**LEGACY, 'opencv-python': '4.10.0.84'},
-     {'cv2': 'ImportError: libGL.so.1: cannot open shared object file: No such file',
-      'mmcv': 'ImportError: libGL.so.1: cannot open shared object file: No such file'},
-     r'cv2 needs libGL\.so\.1', r'opencv-python-headless==4\.10\.0\.84$'),
-    # missing packages
-    ({'torch': '2.10.0'},
-     {name: f"ModuleNotFoundError: No module named '{name}'" for name in STACKS['onedl']},
-     'no OpenMMLab packages', r'onedl-mmengine==0\.10\.12 onedl-mmcv==2\.3\.6'),
-    ({k: v for k, v in LEGACY.items() if k != 'mmdet'},
-     {'mmdet.models': "ModuleNotFoundError: No module named 'mmdet'"},
-     'mmdet is not installed', r'^pip install mmdet==3\.3\.0$'),
-    (LEGACY, {'mmseg.models': "ModuleNotFoundError: No module named 'ftfy'"},
-     'ftfy is not installed', r'^pip install ftfy$'),
-    (LEGACY, {'pkg_resources': "ModuleNotFoundError: No module named 'pkg_resources'"},
-     'pkg_resources is not installed', '"setuptools<70"'),
-    # what no check knows
-    (ONEDL, {'mmseg.models': 'SyntaxError: invalid\nsyntax'},
-     r'import mmseg\.models fails: SyntaxError: invalid syntax',
-     r'python -c "import mmseg\.models"'),
-    (ONEDL, {'mmcv.ops': 'the process ended with code -6'}, 'ended with code -6', 'python -c'),
-])
+@pytest.mark.parametrize(
+    'versions, failures, problem, cure',
+    [
+        # mmdet's own check, after the newest mmcv was installed
+        (
+            {**LEGACY, 'mmcv': '2.2.0'},
+            {
+                'mmdet.models': 'AssertionError: MMCV==2.2.0 is used but incompatible. Please install '
+                'mmcv>=2.0.0rc4, <2.2.0.'
+            },
+            'mmcv 2.2.0 is not one',
+            r'"setuptools<70" .* --no-build-isolation .* mmcv==2\.1\.0$',
+        ),
+        (
+            {**LEGACY, 'mmengine': '0.6.0'},
+            {
+                'mmdet.models': 'AssertionError: MMEngine==0.6.0 is used but incompatible. Please install '
+                'mmengine>=0.7.1, <1.0.0.'
+            },
+            'mmengine 0.6.0 is not one',
+            r'^pip install mmengine==0\.10\.7$',
+        ),
+        # both stacks
+        (
+            {**ONEDL, 'mmengine': '0.10.7', 'mmcv': '2.1.0'},
+            {},
+            r'both stacks are installed \(mmcv, mmengine, onedl-mmcv',
+            r'pip uninstall -y mmcv mmengine onedl-mmcv .* && .*onedl-mmengine==0\.10\.12',
+        ),
+        (
+            {**LEGACY, 'mmcv-lite': '2.1.0'},
+            {},
+            'mmcv and mmcv-lite are installed',
+            r'^pip uninstall -y mmcv mmcv-lite && .*mmcv==2\.1\.0$',
+        ),
+        # transformers 5
+        (
+            {**ONEDL, 'transformers': '5.24.0'},
+            {'mmpretrain.models': 'TypeError: NoneType takes no arguments'},
+            r'transformers 5\.24\.0 lacks what mmpretrain',
+            r'^pip install "transformers<5"$',
+        ),
+        # numpy 2 with the legacy stack
+        (
+            {**LEGACY, 'numpy': '2.2.6'},
+            {'mmcv': 'ImportError: numpy.core.multiarray failed to import'},
+            r'numpy 2\.2\.6 with torch 2\.1\.2',
+            '"numpy<2"',
+        ),
+        # torchvision of another release, and of another device
+        (
+            {**ONEDL, 'torchvision': '0.24.1'},
+            {},
+            r'torchvision 0\.24\.1 does not fit torch 2\.10\.0: .*other releases',
+            r'torch==2\.10\.0 torchvision==0\.25\.0$',
+        ),
+        (
+            {**ONEDL, 'torch': '2.10.0+cpu'},
+            {
+                'torchvision': 'RuntimeError: operator torchvision::nms does not exist',
+                'mmpretrain.models': 'RuntimeError: operator torchvision::nms does not exist',
+            },
+            'different devices',
+            r'torch==2\.10\.0 torchvision==0\.25\.0$',
+        ),
+        # mmcv's operators
+        (
+            LEGACY,
+            {'mmcv.ops': "ModuleNotFoundError: No module named 'mmcv._ext'"},
+            'without its operators',
+            r'MMCV_WITH_OPS=1 .*mmcv==2\.1\.0$',
+        ),
+        (
+            ONEDL,
+            {'mmcv.ops': 'ImportError: /venv/mmcv/_ext.so: undefined symbol: _ZN3c106detail'},
+            r'built for another torch than 2\.10\.0',
+            r'--no-cache-dir .*onedl-mmcv==2\.3\.6$',
+        ),
+        (
+            ONEDL,
+            {'mmcv.ops': 'ImportError: libtorch_cuda.so: cannot open shared object file'},
+            'built for another torch',
+            'onedl-mmcv',
+        ),
+        # opencv
+        (
+            {**LEGACY, 'opencv-python': '4.10.0.84'},
+            {
+                'cv2': 'ImportError: libGL.so.1: cannot open shared object file: No such file',
+                'mmcv': 'ImportError: libGL.so.1: cannot open shared object file: No such file',
+            },
+            r'cv2 needs libGL\.so\.1',
+            r'opencv-python-headless==4\.10\.0\.84$',
+        ),
+        # missing packages
+        (
+            {'torch': '2.10.0'},
+            {name: f"ModuleNotFoundError: No module named '{name}'" for name in STACKS['onedl']},
+            'no OpenMMLab packages',
+            r'onedl-mmengine==0\.10\.12 onedl-mmcv==2\.3\.6',
+        ),
+        (
+            {k: v for k, v in LEGACY.items() if k != 'mmdet'},
+            {'mmdet.models': "ModuleNotFoundError: No module named 'mmdet'"},
+            'mmdet is not installed',
+            r'^pip install mmdet==3\.3\.0$',
+        ),
+        (
+            LEGACY,
+            {'mmseg.models': "ModuleNotFoundError: No module named 'ftfy'"},
+            'ftfy is not installed',
+            r'^pip install ftfy$',
+        ),
+        (
+            LEGACY,
+            {'pkg_resources': "ModuleNotFoundError: No module named 'pkg_resources'"},
+            'pkg_resources is not installed',
+            '"setuptools<70"',
+        ),
+        # what no check knows
+        (
+            ONEDL,
+            {'mmseg.models': 'SyntaxError: invalid\nsyntax'},
+            r'import mmseg\.models fails: SyntaxError: invalid syntax',
+            r'python -c "import mmseg\.models"',
+        ),
+        (ONEDL, {'mmcv.ops': 'the process ended with code -6'}, 'ended with code -6', 'python -c'),
+    ],
+)
 def test_names_the_problem_and_its_cure(versions, failures, problem, cure):
-    finding, = examine(Facts(versions, failures))
+    (finding,) = examine(Facts(versions, failures))
     assert re.search(problem, finding.problem), finding
     assert re.search(cure, finding.cure), finding
 
 
 def test_onedl_does_not_need_pkg_resources():
-    assert examine(Facts(ONEDL, {'pkg_resources': 'ModuleNotFoundError: No module named '
-                                                  "'pkg_resources'"})) == []
+    assert (
+        examine(
+            Facts(
+                ONEDL, {'pkg_resources': 'ModuleNotFoundError: No module named \'pkg_resources\''}
+            )
+        )
+        == []
+    )
 
 
 # In a process
+
 
 @pytest.fixture
 def pretended(tmp_path):
@@ -149,20 +242,39 @@ def pretended(tmp_path):
         for name, version in versions.items():
             info = tmp_path / 'packages' / f'{name.replace("-", "_")}-{version}.dist-info'
             info.mkdir(parents=True)
-            (info / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\n'
-                                           f'Version: {version}\n')
+            (info / 'METADATA').write_text(
+                f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+            )
         path = f'{tmp_path / "packages"}{os.pathsep}{ROOT}'
         return subprocess.run(
-            [tmp_path / 'venv' / 'bin' / 'python', *command], cwd=tmp_path, text=True,
-            capture_output=True, env={'PATH': os.environ['PATH'], 'PYTHONPATH': path})
+            [tmp_path / 'venv' / 'bin' / 'python', *command],
+            cwd=tmp_path,
+            text=True,
+            capture_output=True,
+            env={'PATH': os.environ['PATH'], 'PYTHONPATH': path},
+        )
 
     return run
 
 
 DOCTOR = ('-m', 'mmhcnet.doctor')
-WORKING = {name: '' for name in (
-    'torch', 'torchvision', 'cv2', 'mmengine', 'mmcv', 'mmcv.ops', 'mmdet', 'mmdet.models', 'mmseg',
-    'mmseg.models', 'mmpretrain', 'mmpretrain.models')}
+WORKING = {
+    name: ''
+    for name in (
+        'torch',
+        'torchvision',
+        'cv2',
+        'mmengine',
+        'mmcv',
+        'mmcv.ops',
+        'mmdet',
+        'mmdet.models',
+        'mmseg',
+        'mmseg.models',
+        'mmpretrain',
+        'mmpretrain.models',
+    )
+}
 PRESENT = {name: ONEDL[name] for name in ('onedl-mmengine', 'onedl-mmcv', 'torch', 'torchvision')}
 
 
@@ -187,17 +299,16 @@ def test_reads_versions_and_errors(pretended):
     packages = {**WORKING, 'mmcv.ops': "raise ImportError('_ext.so: undefined symbol: _ZN2at')"}
     done = pretended(packages, PRESENT, *DOCTOR)
     assert (done.returncode, done.stderr) == (1, '')
-    line, = done.stdout.splitlines()
+    (line,) = done.stdout.splitlines()
     assert line.startswith("mmcv's operators were built for another torch than 2.10.0: pip install")
 
 
-@pytest.mark.parametrize('script, args', [
-    ('train.py', ()), ('test.py', ('checkpoint.pth', ))])
+@pytest.mark.parametrize('script, args', [('train.py', ()), ('test.py', ('checkpoint.pth',))])
 def test_tools_point_to_it_when_an_import_fails(pretended, script, args):
     packages = {'mmengine': "raise ImportError('libGL.so.1: cannot open shared object file')"}
     done = pretended(packages, {}, str(ROOT / 'tools' / script), 'config.py', *args)
     assert done.returncode == 1
-    line, = done.stderr.splitlines()
+    (line,) = done.stderr.splitlines()
     assert line.startswith('Error: libGL.so.1: cannot open')
     assert '"python -m mmhcnet.doctor"' in line
 
@@ -207,5 +318,6 @@ def test_nothing_is_wrong_here():
     done = subprocess.run([sys.executable, *DOCTOR], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, '')
     torch = importlib.metadata.version('torch')
-    assert re.fullmatch(rf'nothing is wrong: torch {re.escape(torch)}, .*mmpretrain [\d.]+\n',
-                        done.stdout)
+    assert re.fullmatch(
+        rf'nothing is wrong: torch {re.escape(torch)}, .*mmpretrain [\d.]+\n', done.stdout
+    )

@@ -1,4 +1,5 @@
 """The metafiles, the configs and the README's tables say the same."""
+
 import re
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def figures(row):
     elif 'parameters / MACs' in row:
         parameters, macs = NUMBER.findall(row['parameters / MACs'])
     else:
-        (parameters, ), (macs, ) = NUMBER.findall(row['parameters']), NUMBER.findall(row['MACs'])
+        (parameters,), (macs,) = NUMBER.findall(row['parameters']), NUMBER.findall(row['MACs'])
     return parameters, macs
 
 
@@ -65,12 +66,16 @@ def accuracies(row, name):
 
 
 def test_every_recipe_is_in_the_index():
-    recipes = {path.relative_to(ROOT).as_posix() for path in CONFIGS.rglob('*.py')
-               if not {'_base_', 'ablations'} & set(path.parts) and 'digits' not in path.stem}
+    recipes = {
+        path.relative_to(ROOT).as_posix()
+        for path in CONFIGS.rglob('*.py')
+        if not {'_base_', 'ablations'} & set(path.parts) and 'digits' not in path.stem
+    }
     assert {entry['Config'] for entry in ENTRIES.values()} == recipes
     assert all(Path(entry['Config']).stem == name for name, entry in ENTRIES.items())
     assert {path.relative_to(ROOT).as_posix() for path in CONFIGS.rglob('*.yml')} == set(
-        INDEX['Import'])
+        INDEX['Import']
+    )
 
 
 @pytest.mark.parametrize('name', ENTRIES)
@@ -82,8 +87,10 @@ def test_entry_says_what_the_config_says(name):
     assert meta.get('Epochs') == length.get('max_epochs')
     assert meta.get('Iterations') == length.get('max_iters')
     assert meta['Batch Size'] == cfg.auto_scale_lr.base_batch_size
-    assert meta['Training Data'] == dict(
-        mmpretrain='ImageNet-1K', mmdet='COCO 2017', mmseg='ADE20K')[cfg.default_scope]
+    assert (
+        meta['Training Data']
+        == dict(mmpretrain='ImageNet-1K', mmdet='COCO 2017', mmseg='ADE20K')[cfg.default_scope]
+    )
     backbone = cfg.model.backbone
     expected = 'vHeat' if backbone.type in ('mmhcnet.VHeat', 'ResNet') else 'HcNet'
     assert entry['In Collection'] == expected
@@ -107,7 +114,8 @@ def test_nothing_passes_for_a_result_or_weights_of_ours():
         assert not {'Results', 'Weights'} & set(entry), name
         for key in entry['Metadata']:
             assert not re.search('AP|mIoU|top|accuracy', key) or key.startswith(
-                'Authors-reported'), (name, key)
+                'Authors-reported'
+            ), (name, key)
 
 
 @pytest.mark.parametrize('name', ENTRIES)
@@ -133,17 +141,20 @@ def test_the_format_is_the_one_of_the_model_index():
     index.build_models_with_collections()
     assert {model.name for model in index.models} == set(ENTRIES)
     assert {model.full_model.paper['URL'] for model in index.models} == {
-        'https://arxiv.org/abs/2408.05901', 'https://arxiv.org/abs/2405.16555'}
+        'https://arxiv.org/abs/2408.05901',
+        'https://arxiv.org/abs/2405.16555',
+    }
     assert index.check(silent=True) == []
 
 
 def test_mmpretrain_finds_the_classifiers_by_name():
     from mmpretrain import get_model, list_models
+
     mmhcnet.register_models()
     mmhcnet.register_models()
     names = {name for name in ENTRIES if 'in1k' in name}
     assert set(list_models('hcnet')) | set(list_models('vheat')) == names
-    model = get_model('hcnet_t_in1k', backbone=dict(drop_path_rate=0.))
+    model = get_model('hcnet_t_in1k', backbone=dict(drop_path_rate=0.0))
     assert type(model.backbone) is mmhcnet.HcNet and not model.training
     assert model.head.num_classes == 1000
     # The models of mmpretrain itself are still there.

@@ -1,4 +1,5 @@
 """Each way to install gives a package that has its configs, tools and model index with it."""
+
 import json
 import os
 import subprocess
@@ -30,15 +31,22 @@ print(json.dumps(dict(
 
 def carried(folder):
     """{relative path: content} of what belongs below mmhcnet/.mim."""
-    paths = [folder / 'model-index.yml', *(folder / 'configs').rglob('*'),
-             *(folder / 'tools').rglob('*')]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths
-            if path.is_file() and '__pycache__' not in path.parts}
+    paths = [
+        folder / 'model-index.yml',
+        *(folder / 'configs').rglob('*'),
+        *(folder / 'tools').rglob('*'),
+    ]
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in paths
+        if path.is_file() and '__pycache__' not in path.parts
+    }
 
 
 def seen_by(python, folder):
-    done = subprocess.run([python, '-c', PROGRAM], cwd=folder, env=outside(), capture_output=True,
-                          text=True)
+    done = subprocess.run(
+        [python, '-c', PROGRAM], cwd=folder, env=outside(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -63,7 +71,7 @@ def test_wheel(installed, source, tmp_path):
 def test_wheel_from_the_sdist(source, new_environment, tmp_path):
     code = f"from setuptools import build_meta; build_meta.build_sdist('{tmp_path}')"
     subprocess.run([sys.executable, '-c', code], cwd=source, check=True, capture_output=True)
-    sdist, = tmp_path.iterdir()
+    (sdist,) = tmp_path.iterdir()
     package, _ = check(new_environment(sdist), tmp_path, source)
     assert source not in package.parents
 
@@ -103,7 +111,8 @@ for name in names:
     Path('mine.py').write_text(f"_base_ = 'mmhcnet::{name}'")
     assert Config.fromfile('mine.py').to_dict() == Config.fromfile(root / name).to_dict(), name
 print(len(names))"""
-    done = subprocess.run([installed, '-c', code], cwd=tmp_path, env=outside(),
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [installed, '-c', code], cwd=tmp_path, env=outside(), capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 20

@@ -1,4 +1,5 @@
 """Each private interface of torch and mmengine in use is on its page, and still there."""
+
 import ast
 import importlib
 import inspect
@@ -13,9 +14,12 @@ from .test_rooms import SOURCES
 
 PAGE = (ROOT / 'docs' / 'private_interfaces.md').read_text()
 # Name -> the first release of torch that has it, if that matters.
-LISTED = {name: re.findall(r'torch (\d+\.\d+)', line)
-          for line in PAGE.splitlines() if line.startswith('| `')
-          for name in re.findall(r'`([\w.]+)`', line.split('|')[1])}
+LISTED = {
+    name: re.findall(r'torch (\d+\.\d+)', line)
+    for line in PAGE.splitlines()
+    if line.startswith('| `')
+    for name in re.findall(r'`([\w.]+)`', line.split('|')[1])
+}
 # Python's own, not torch's or mmengine's.
 PYTHON = {'_exit', '_fields', '_replace', '_asdict'}
 
@@ -39,10 +43,16 @@ def names_in(tree):
             else:
                 used.add(node.attr)
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            used |= {part for name in (node.module, *(a.name for a in node.names))
-                     for part in name.split('.')}
-        elif (isinstance(node, ast.Call) and ast.unparse(node.func) in ('getattr', 'hasattr')
-              and isinstance(node.args[1], ast.Constant)):
+            used |= {
+                part
+                for name in (node.module, *(a.name for a in node.names))
+                for part in name.split('.')
+            }
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func) in ('getattr', 'hasattr')
+            and isinstance(node.args[1], ast.Constant)
+        ):
             used.add(node.args[1].value)
     return used, own
 
@@ -54,12 +64,19 @@ def overridden():
             continue
         for cls in vars(importlib.import_module(module)).values():
             if inspect.isclass(cls) and cls.__module__ == module:
-                foreign = [base for base in cls.__mro__
-                           if base.__module__.partition('.')[0] in ('torch', 'mmengine')]
+                foreign = [
+                    base
+                    for base in cls.__mro__
+                    if base.__module__.partition('.')[0] in ('torch', 'mmengine')
+                ]
                 # What metaclasses put there is no method.
-                yield from (name for name, value in vars(cls).items()
-                            if private(name) and inspect.isfunction(value)
-                            and any(name in vars(base) for base in foreign))
+                yield from (
+                    name
+                    for name, value in vars(cls).items()
+                    if private(name)
+                    and inspect.isfunction(value)
+                    and any(name in vars(base) for base in foreign)
+                )
 
 
 def test_what_is_used_is_on_the_page():

@@ -1,4 +1,5 @@
 """The models by name, from every OpenMMLab scope, and what importing mmhcnet costs."""
+
 import ast
 import re
 import subprocess
@@ -10,9 +11,12 @@ import pytest
 import mmhcnet
 
 SMALL = 'embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]'
-MODELS = {'HcNet': f'arch=dict({SMALL})',
-          'VHeat': f'arch=dict({SMALL}, post_norm=False, layer_scale=None)',
-          'HeatConductionLayer': 'in_channels=8', 'HeatConductionOperator': 'in_channels=8'}
+MODELS = {
+    'HcNet': f'arch=dict({SMALL})',
+    'VHeat': f'arch=dict({SMALL}, post_norm=False, layer_scale=None)',
+    'HeatConductionLayer': 'in_channels=8',
+    'HeatConductionOperator': 'in_channels=8',
+}
 
 
 @pytest.mark.parametrize('package', ['mmpretrain', 'mmdet', 'mmseg', 'mmengine'])
@@ -20,9 +24,10 @@ def test_found_by_dotted_name_without_an_import(package):
     # A process of its own: here mmhcnet is imported already.
     code = f'from {package}.registry import MODELS\n' + ''.join(
         f"print(type(MODELS.build(dict(type='mmhcnet.{name}', {args}))).__name__)\n"
-        for name, args in MODELS.items())
+        for name, args in MODELS.items()
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.stdout.split()[-len(MODELS):] == list(MODELS), done.stderr
+    assert done.stdout.split()[-len(MODELS) :] == list(MODELS), done.stderr
 
 
 def registered():
@@ -56,8 +61,10 @@ for registry, name in {names!r}:
 
 
 def test_importing_alone_imports_nothing_else():
-    code = ("import sys, mmhcnet, mmhcnet.doctor\n"
-            "print([name for name in ('torch', 'mmengine') if name in sys.modules])")
+    code = (
+        "import sys, mmhcnet, mmhcnet.doctor\n"
+        "print([name for name in ('torch', 'mmengine') if name in sys.modules])"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout == '[]\n', done.stderr
 
@@ -71,10 +78,12 @@ def test_public_names():
 
 
 def test_importing_needs_torch_and_mmengine_only():
-    code = ("import sys\n"
-            "for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm', 'sklearn', 'scipy'):\n"
-            "    sys.modules[name] = None\n"
-            "import mmhcnet, mmhcnet.registry\n"
-            "print(mmhcnet.HcNet.__name__, mmhcnet.VHeat.__name__)")
+    code = (
+        "import sys\n"
+        "for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'timm', 'sklearn', 'scipy'):\n"
+        "    sys.modules[name] = None\n"
+        "import mmhcnet, mmhcnet.registry\n"
+        "print(mmhcnet.HcNet.__name__, mmhcnet.VHeat.__name__)"
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.stdout.split()[-2:] == ['HcNet', 'VHeat'], done.stderr

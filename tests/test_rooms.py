@@ -1,4 +1,5 @@
 """The walls between the rooms of the package: who imports whom, read from the source."""
+
 import ast
 import json
 import subprocess
@@ -12,8 +13,16 @@ import mmhcnet
 PACKAGE = Path(mmhcnet.__file__).parent
 # From the ground up; a room imports from those before it only. Modules outside the rooms, as
 # mmhcnet.errors and mmhcnet.registry, stand below all of them.
-ROOMS = ('ops', 'checkpoints', 'models', 'training', 'cli', 'datasets', 'inference',
-         'visualization')
+ROOMS = (
+    'ops',
+    'checkpoints',
+    'models',
+    'training',
+    'cli',
+    'datasets',
+    'inference',
+    'visualization',
+)
 
 
 def module_of(path):
@@ -39,7 +48,7 @@ def imports_of(module):
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ''
             if node.level:
-                up = package.split('.')[:len(package.split('.')) - node.level + 1]
+                up = package.split('.')[: len(package.split('.')) - node.level + 1]
                 base = '.'.join([*up, base] if base else up)
             names = [base, *(f'{base}.{alias.name}' for alias in node.names)]
         else:
@@ -63,7 +72,7 @@ def test_a_room_imports_from_those_below():
     for module in SOURCES:
         room = room_of(module)
         # The package's own names and tools stand above all rooms.
-        below = ROOMS[:ROOMS.index(room) + 1] if room else ROOMS
+        below = ROOMS[: ROOMS.index(room) + 1] if room else ROOMS
         for other in imports_of(module):
             assert room_of(other) in (None, *below), f'{module} imports {other}'
 
@@ -72,13 +81,18 @@ def test_a_room_imports_from_those_below():
 def test_imports_no_model(room):
     """Not from others either: in a process of its own, with everything of the room imported."""
     modules = [module for module in SOURCES if room_of(module) == room]
-    code = ('import importlib, json, sys\n'
-            f'for name in {modules!r}: importlib.import_module(name)\n'
-            'print(json.dumps([m for m in sys.modules if m.startswith("mmhcnet")]))')
+    code = (
+        'import importlib, json, sys\n'
+        f'for name in {modules!r}: importlib.import_module(name)\n'
+        'print(json.dumps([m for m in sys.modules if m.startswith("mmhcnet")]))'
+    )
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert not [name for name in json.loads(done.stdout.splitlines()[-1])
-                if name.startswith('mmhcnet.models')]
+    assert not [
+        name
+        for name in json.loads(done.stdout.splitlines()[-1])
+        if name.startswith('mmhcnet.models')
+    ]
 
 
 def test_no_cycles():
@@ -86,7 +100,7 @@ def test_no_cycles():
     done, path = set(), []
 
     def visit(module):
-        assert module not in path, ' -> '.join([*path[path.index(module):], module])
+        assert module not in path, ' -> '.join([*path[path.index(module) :], module])
         if module not in done:
             path.append(module)
             for other in graph[module]:
@@ -105,7 +119,11 @@ def test_no_public_name_hides_a_module():
             continue
         inside = {name.rpartition('.')[2] for name in SOURCES if name.rpartition('.')[0] == module}
         tree = ast.parse(path.read_text())
-        given = {alias.asname or alias.name for node in tree.body
-                 if isinstance(node, ast.ImportFrom) for alias in node.names}
+        given = {
+            alias.asname or alias.name
+            for node in tree.body
+            if isinstance(node, ast.ImportFrom)
+            for alias in node.names
+        }
         assert not given & inside, f'{module}: {given & inside}'
     assert not set(mmhcnet.__all__) & {name.split('.')[1] for name in SOURCES if '.' in name}

@@ -28,23 +28,31 @@ def module():
 
 
 def run_script(*args, **env):
-    return subprocess.run([sys.executable, str(SCRIPT), *map(str, args)], capture_output=True,
-                          text=True, env=dict(os.environ, **env))
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *map(str, args)],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ, **env),
+    )
 
 
 def run_make(*args, **env):
     """make as from a shell: this test may itself run under make, with variables given to it."""
     outer = ('MAKEFLAGS', 'MFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'VENV', 'STACK', 'PYTHON')
     env = dict({name: value for name, value in os.environ.items() if name not in outer}, **env)
-    return subprocess.run([shutil.which('make'), '-C', str(ROOT), *args], capture_output=True,
-                          text=True, env=env)
+    return subprocess.run(
+        [shutil.which('make'), '-C', str(ROOT), *args], capture_output=True, text=True, env=env
+    )
 
 
 def pins(name):
     """{distribution: version} of a requirement file."""
     lines = (ROOT / 'requirements' / name).read_text().splitlines()
-    rows = [re.fullmatch(r'([\w.-]+)==([\w.+]+)(; .+)?', line)
-            for line in lines if line and not line.startswith('#')]
+    rows = [
+        re.fullmatch(r'([\w.-]+)==([\w.+]+)(; .+)?', line)
+        for line in lines
+        if line and not line.startswith('#')
+    ]
     assert all(rows), f'{name} holds something other than name==version'
     return {normalised(row[1]): row[2] for row in rows}
 
@@ -62,6 +70,7 @@ def one_sentence(result):
 
 # The requirement files
 
+
 @pytest.mark.parametrize('stack', STACKS)
 def test_lock_holds_what_the_requirement_files_name(stack):
     lock = pins(f'lock-{stack}.txt')
@@ -77,6 +86,7 @@ def test_lock_is_complete():
     if not os.path.exists(os.path.join(sys.prefix, 'mmhcnet-env.json')):
         pytest.skip('this Python is not of an environment that make has made')
     from packaging.requirements import Requirement
+
     stack = json.loads(Path(sys.prefix, 'mmhcnet-env.json').read_text())['stack']
     lock = pins(f'lock-{stack}.txt')
     wanted = set()
@@ -85,8 +95,11 @@ def test_lock_is_complete():
             continue
         found = importlib.metadata.distribution(Requirement(line).name)
         assert found.version.split('+')[0] == lock[normalised(found.metadata['Name'])]
-        wanted |= {normalised(needed.name) for needed in map(Requirement, found.requires or [])
-                   if fits(needed)}
+        wanted |= {
+            normalised(needed.name)
+            for needed in map(Requirement, found.requires or [])
+            if fits(needed)
+        }
     assert wanted - set(lock) == {'opencv-python'}
 
 
@@ -96,11 +109,18 @@ def fits(requirement):
 
 # The checks that come before anything is written
 
+
 def test_old_pythons_read_the_script():
     """f-strings, `nonlocal` and the like would hide the sentence behind a syntax error."""
     tree = ast.parse(SCRIPT.read_text())
-    too_new = (ast.JoinedStr, ast.AnnAssign, ast.NamedExpr, ast.Nonlocal, ast.AsyncFunctionDef,
-               ast.YieldFrom)
+    too_new = (
+        ast.JoinedStr,
+        ast.AnnAssign,
+        ast.NamedExpr,
+        ast.Nonlocal,
+        ast.AsyncFunctionDef,
+        ast.YieldFrom,
+    )
     for node in ast.walk(tree):
         assert not isinstance(node, too_new), f'line {node.lineno}'
         if isinstance(node, ast.FunctionDef):
@@ -114,8 +134,9 @@ def test_old_pythons_read_the_script():
 def test_unfit_python_says_which_is_needed(name, tmp_path):
     if subprocess.run(f'{name} --version', shell=True, capture_output=True).returncode:
         pytest.skip(f'{name} is not installed')
-    result = subprocess.run([name, str(SCRIPT), '--venv', str(tmp_path / 'venv')],
-                            capture_output=True, text=True)
+    result = subprocess.run(
+        [name, str(SCRIPT), '--venv', str(tmp_path / 'venv')], capture_output=True, text=True
+    )
     assert '3.10, 3.11 or 3.12 is needed' in one_sentence(result)
     assert not (tmp_path / 'venv').exists()
 
@@ -132,9 +153,16 @@ def test_check_python_refuses_what_the_stack_has_no_torch_for(module, version):
         module.check_python(version, 'python', 'openmmlab')
 
 
-@pytest.mark.parametrize('version, stack', [
-    ((3, 10, 0), 'onedl'), ((3, 11, 7), 'onedl'), ((3, 12, 9), 'onedl'),
-    ((3, 10, 0), 'openmmlab'), ((3, 11, 7), 'openmmlab')])
+@pytest.mark.parametrize(
+    'version, stack',
+    [
+        ((3, 10, 0), 'onedl'),
+        ((3, 11, 7), 'onedl'),
+        ((3, 12, 9), 'onedl'),
+        ((3, 10, 0), 'openmmlab'),
+        ((3, 11, 7), 'openmmlab'),
+    ],
+)
 def test_check_python_accepts(module, version, stack):
     module.check_python(version, 'python', stack)
 
@@ -201,8 +229,9 @@ def test_file_in_place_of_the_environment_is_refused(tmp_path):
     assert (tmp_path / 'venv').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('state', [dict(python='3.1', stack='onedl'),
-                                   dict(python=PYTHON, stack='other')])
+@pytest.mark.parametrize(
+    'state', [dict(python='3.1', stack='onedl'), dict(python=PYTHON, stack='other')]
+)
 def test_environment_made_for_something_else_is_refused(tmp_path, state):
     (tmp_path / 'mmhcnet-env.json').write_text(json.dumps(state))
     assert 'was made for' in one_sentence(run_script('--venv', tmp_path))
@@ -210,14 +239,16 @@ def test_environment_made_for_something_else_is_refused(tmp_path, state):
 
 
 def test_unknown_stack(tmp_path):
-    result = run_make('env', f'PYTHON={sys.executable}', f'VENV={tmp_path / "venv"}',
-                      'STACK=nosuch')
+    result = run_make(
+        'env', f'PYTHON={sys.executable}', f'VENV={tmp_path / "venv"}', 'STACK=nosuch'
+    )
     assert result.returncode
     assert 'There is no stack "nosuch": STACK is one of: onedl' in result.stderr
     assert not (tmp_path / 'venv').exists()
 
 
 # make
+
 
 def fake_python(folder, name, script):
     folder.mkdir(exist_ok=True)
@@ -231,12 +262,12 @@ def test_make_takes_the_first_python_that_runs_and_fits(tmp_path):
     fake_python(tmp_path, 'python3.11', 'echo "$0 $@" | grep -v import; exit 0')
     result = run_make('env', f'VENV={tmp_path / "venv"}', PATH=f'{tmp_path}:/usr/bin:/bin')
     assert result.returncode == 0, result.stderr
-    assert f'python3.11 tools/setup_env.py --venv {tmp_path / "venv"} --stack onedl' \
-        in result.stdout
+    assert (
+        f'python3.11 tools/setup_env.py --venv {tmp_path / "venv"} --stack onedl' in result.stdout
+    )
 
 
-@pytest.mark.parametrize('stack, folder', [
-    ('onedl', '.venv'), ('openmmlab', '.venv-openmmlab')])
+@pytest.mark.parametrize('stack, folder', [('onedl', '.venv'), ('openmmlab', '.venv-openmmlab')])
 def test_each_stack_has_an_environment_of_its_own(tmp_path, stack, folder):
     fake_python(tmp_path, 'python', 'echo "$@"')
     result = run_make('env', f'PYTHON={tmp_path / "python"}', f'STACK={stack}')
@@ -264,8 +295,9 @@ def test_make_says_when_no_python_fits(tmp_path):
     assert 'No Python 3.10 to 3.12 was found' in result.stderr
 
 
-@pytest.mark.parametrize('target, command', [
-    ('test', '-m pytest tests'), ('demo', 'tools/demo.py')])
+@pytest.mark.parametrize(
+    'target, command', [('test', '-m pytest tests'), ('demo', 'tools/demo.py')]
+)
 def test_make_runs_in_the_environment(tmp_path, target, command):
     """A setting that makes other packages visible must not reach it."""
     fake_python(tmp_path / 'bin', 'python', 'test -z "$PYTHONPATH" && echo "ran $@"')
@@ -275,6 +307,7 @@ def test_make_runs_in_the_environment(tmp_path, target, command):
 
 
 # The set-up, with commands that only pretend to install
+
 
 @pytest.fixture
 def ready(module, monkeypatch, tmp_path):
@@ -371,8 +404,11 @@ def test_environment_without_pip_is_made_again(module, monkeypatch, ready):
 @pytest.mark.parametrize('free, option', [(13e9, ['--no-cache-dir']), (20e9, [])])
 def test_scarce_disk_is_not_shared_with_a_cache(module, monkeypatch, ready, free, option):
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda path: SimpleNamespace(free=free))
-    torch = next(command.split() for command in set_up(module, monkeypatch, ready).commands
-                 if 'torch.txt' in command)
+    torch = next(
+        command.split()
+        for command in set_up(module, monkeypatch, ready).commands
+        if 'torch.txt' in command
+    )
     assert [word for word in torch if word == '--no-cache-dir'] == option
 
 
@@ -397,16 +433,24 @@ def test_operators_that_fail_are_compiled_once_more(module, monkeypatch, ready, 
         set_up(module, monkeypatch, ready, lambda command: 'mmcv.ops' in command)
 
 
-@pytest.mark.parametrize('answer, devices, hidden', [
-    ('cpu', ['cpu'], False), ('cuda', ['cpu', 'cuda'], False),
-    ('no CUDA compiler (nvcc) was found', ['cpu'], True)])
+@pytest.mark.parametrize(
+    'answer, devices, hidden',
+    [
+        ('cpu', ['cpu'], False),
+        ('cuda', ['cpu', 'cuda'], False),
+        ('no CUDA compiler (nvcc) was found', ['cpu'], True),
+    ],
+)
 def test_operators_are_compiled_for_what_can_be(module, monkeypatch, answer, devices, hidden):
     monkeypatch.setattr(module.subprocess, 'check_output', lambda *args, **kwargs: answer + '\n')
     assert module.operator_target('venv', {}) == (
-        devices, {'CUDA_VISIBLE_DEVICES': ''} if hidden else {})
+        devices,
+        {'CUDA_VISIBLE_DEVICES': ''} if hidden else {},
+    )
 
 
 # Running a step
+
 
 @pytest.fixture
 def steps(module, tmp_path):
@@ -419,7 +463,7 @@ def shell(script):
 
 
 def test_output_goes_to_the_log_and_progress_to_the_terminal(module, steps, monkeypatch, capsys):
-    monkeypatch.setattr(module, 'HEARTBEAT', .3)
+    monkeypatch.setattr(module, 'HEARTBEAT', 0.3)
     with steps.step('compile'):
         steps.run(shell('echo "  [3/78] c++ -c a.cpp"; sleep .6; echo $WORD'), '', WORD='spoken')
     out = capsys.readouterr().out
@@ -440,7 +484,7 @@ def test_what_was_started_ends_with_the_set_up(module, steps, monkeypatch, tmp_p
     def stop(text):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, 'HEARTBEAT', .3)
+    monkeypatch.setattr(module, 'HEARTBEAT', 0.3)
     monkeypatch.setattr(module, 'say', stop)
     with pytest.raises(KeyboardInterrupt):
         steps.run(shell(f'(sleep 2; touch {tmp_path}/survived) & wait'), '')
@@ -449,9 +493,11 @@ def test_what_was_started_ends_with_the_set_up(module, steps, monkeypatch, tmp_p
 
 
 def test_second_set_up_waits_for_the_first(module, tmp_path):
-    code = ('import importlib.util as u; s = u.spec_from_file_location("m", {!r}); '
-            'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
-            'with m.locked_log({!r}): print("in", flush=True)').format(str(SCRIPT), str(tmp_path))
+    code = (
+        'import importlib.util as u; s = u.spec_from_file_location("m", {!r}); '
+        'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
+        'with m.locked_log({!r}): print("in", flush=True)'
+    ).format(str(SCRIPT), str(tmp_path))
     with module.locked_log(str(tmp_path)):
         second = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
         assert 'waiting' in second.stdout.readline()

@@ -1,4 +1,5 @@
 """The shell scripts around torchrun, with a small program in place of the training."""
+
 import os
 import shutil
 import signal
@@ -32,10 +33,16 @@ def start(tmp_path):
     processes = []
 
     def start(number, **variables):
-        processes.append(subprocess.Popen(
-            ['bash', str(tmp_path / 'dist_train.sh'), 'config.py', str(number)], cwd=tmp_path,
-            env={**os.environ, 'PYTHON': sys.executable, **variables}, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True))
+        processes.append(
+            subprocess.Popen(
+                ['bash', str(tmp_path / 'dist_train.sh'), 'config.py', str(number)],
+                cwd=tmp_path,
+                env={**os.environ, 'PYTHON': sys.executable, **variables},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
         return processes[-1]
 
     yield start
@@ -44,11 +51,15 @@ def start(tmp_path):
         process.communicate()
 
 
-@pytest.mark.parametrize('number, variables, message', [
-    ('two', {}, "N is the number of processes, one per GPU, got 'two'"),
-    ('0', {}, "N is the number of processes, one per GPU, got '0'"),
-    ('', {}, "N is the number of processes, one per GPU, got ''"),
-    ('2', dict(MAX_RESTARTS='x'), "MAX_RESTARTS is a number, got 'x'")])
+@pytest.mark.parametrize(
+    'number, variables, message',
+    [
+        ('two', {}, "N is the number of processes, one per GPU, got 'two'"),
+        ('0', {}, "N is the number of processes, one per GPU, got '0'"),
+        ('', {}, "N is the number of processes, one per GPU, got ''"),
+        ('2', dict(MAX_RESTARTS='x'), "MAX_RESTARTS is a number, got 'x'"),
+    ],
+)
 def test_wrong_numbers(start, number, variables, message):
     process = start(number, **variables)
     assert process.communicate(timeout=60)[1] == f'Error: {message}\n'
@@ -76,5 +87,7 @@ def test_a_port_in_use(start):
         process = start(1, PORT=str(taken.getsockname()[1]))
         error = process.communicate(timeout=60)[1]
     assert process.returncode == 1
-    assert 'is in use, by another run perhaps: set PORT to the number of a free one' in (
-        error.splitlines()[-1])
+    assert (
+        'is in use, by another run perhaps: set PORT to the number of a free one'
+        in (error.splitlines()[-1])
+    )

@@ -1,5 +1,6 @@
 """A small model and data set with all that makes a resumed run differ: shuffling, random
 augmentation, dropout, batch norm, momentum, schedulers, a moving average of the weights."""
+
 import itertools
 
 import numpy as np
@@ -16,6 +17,7 @@ class ToyDataset(torch.utils.data.Dataset):
 
     ``visits`` is a file to which the indices that were loaded are appended.
     """
+
     metainfo = dict(classes=('a', 'b'))
 
     def __init__(self, length=24, visits=None):
@@ -36,11 +38,11 @@ class ToyDataset(torch.utils.data.Dataset):
 
 
 class ToyModel(BaseModel):
-
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(),
-                                  nn.Dropout(0.3), nn.Linear(8, 1))
+        self.body = nn.Sequential(
+            nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.3), nn.Linear(8, 1)
+        )
 
     def forward(self, inputs, labels, mode='tensor'):
         out = self.body(torch.stack(tuple(inputs)))[:, 0]
@@ -50,25 +52,38 @@ class ToyModel(BaseModel):
         return out
 
 
-def toy_runner(work_dir, train_cfg=None, checkpoint=None, dataset=None, workers=0, seed=3,
-               **settings):
+def toy_runner(
+    work_dir, train_cfg=None, checkpoint=None, dataset=None, workers=0, seed=3, **settings
+):
     """A Runner of the toy model; ``settings`` go to Runner."""
     train_cfg = dict(train_cfg or dict(max_epochs=3))
     infinite = 'max_iters' in train_cfg
     train_cfg.setdefault('type', f'mmhcnet.{"Iter" if infinite else "Epoch"}TrainLoop')
-    settings = dict(
-        optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
-        param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
-        randomness=dict(seed=seed), log_level='WARNING') | settings
+    settings = (
+        dict(
+            optim_wrapper=dict(optimizer=dict(type='AdamW', lr=0.01)),
+            param_scheduler=dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=10),
+            randomness=dict(seed=seed),
+            log_level='WARNING',
+        )
+        | settings
+    )
     return Runner(
         dict(type=ToyModel),
         str(work_dir),
         train_cfg=train_cfg,
         train_dataloader=dict(
-            batch_size=4, num_workers=workers, persistent_workers=workers > 0,
+            batch_size=4,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             sampler=dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=True),
-            dataset=dataset or ToyDataset()),
-        default_hooks=dict(checkpoint=dict(type='mmhcnet.CheckpointHook',
-                                           **{**dict(interval=1), **(checkpoint or {})})),
+            dataset=dataset or ToyDataset(),
+        ),
+        default_hooks=dict(
+            checkpoint=dict(
+                type='mmhcnet.CheckpointHook', **{**dict(interval=1), **(checkpoint or {})}
+            )
+        ),
         experiment_name=f'toy{next(_NAMES)}',
-        **settings)
+        **settings,
+    )

@@ -1,4 +1,5 @@
 """Train and test HcNet and vHeat in all three tasks on the embedded digits: a table, pictures."""
+
 import argparse
 import colorsys
 import json
@@ -29,6 +30,7 @@ FAMILIES = dict(hcnet='HcNet', vheat='vHeat')
 
 class Task(NamedTuple):
     """What to run and to show: config of a family, metrics (key in the log, name), pictures."""
+
     name: str
     config: str
     metrics: Dict[str, str]
@@ -52,18 +54,23 @@ def label(tile: Image.Image, xy, text: str, colour) -> None:
 def classified(out: Path) -> List[Image.Image]:
     tiles = []
     results = pickle.loads(out.read_bytes())
-    for result in results[::len(results) // 12][:12]:
+    for result in results[:: len(results) // 12][:12]:
         tile = load_tile(result['img_path'])
         digit = int(result['pred_label'])
         right = digit == int(result['gt_label'])
-        label(tile, (8, 6), f'{digit}  {100 * float(result["pred_score"][digit]):.0f} %',
-              'white' if right else 'red')
+        label(
+            tile,
+            (8, 6),
+            f'{digit}  {100 * float(result["pred_score"][digit]):.0f} %',
+            'white' if right else 'red',
+        )
         tiles.append(tile)
     return tiles
 
 
 def detected(out: Path) -> List[Image.Image]:
     from pycocotools import mask as coco_mask
+
     tiles = []
     for result in pickle.loads(out.read_bytes())[:8]:
         found = result['pred_instances']
@@ -77,8 +84,12 @@ def detected(out: Path) -> List[Image.Image]:
             box = [scale * float(v) for v in found['bboxes'][i]]
             digit = int(found['labels'][i])
             ImageDraw.Draw(tile).rectangle(box, outline=COLOURS[digit], width=2)
-            label(tile, (max(box[0], 3), max(box[1] - 22, 3)),
-                  f'{digit} {float(found["scores"][i]):.2f}', COLOURS[digit])
+            label(
+                tile,
+                (max(box[0], 3), max(box[1] - 22, 3)),
+                f'{digit} {float(found["scores"][i]):.2f}',
+                COLOURS[digit],
+            )
         tiles.append(tile)
     return tiles
 
@@ -97,22 +108,32 @@ def segmented(out: Path) -> List[Image.Image]:
             # Specks get no number.
             if len(rows) > 40:
                 scale = TILE / labels.shape[0]
-                label(tile, (scale * columns.min(), scale * rows.min()), str(digit),
-                      COLOURS[digit])
+                label(tile, (scale * columns.min(), scale * rows.min()), str(digit), COLOURS[digit])
         tiles.append(tile)
     return tiles
 
 
 CLASSIFICATION = Task(
-    'classification', 'classification/{}_digits.py', {'accuracy/top1': 'top-1 (%)'},
-    'predictions.pkl', classified)
+    'classification',
+    'classification/{}_digits.py',
+    {'accuracy/top1': 'top-1 (%)'},
+    'predictions.pkl',
+    classified,
+)
 DETECTION = Task(
-    'detection', 'detection/mask_rcnn_{}_digits.py',
+    'detection',
+    'detection/mask_rcnn_{}_digits.py',
     {'coco/bbox_mAP': 'box mAP', 'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP': 'mask mAP'},
-    'predictions.pkl', detected)
+    'predictions.pkl',
+    detected,
+)
 SEGMENTATION = Task(
-    'segmentation', 'segmentation/upernet_{}_digits.py', {'mIoU': 'mIoU (%)'}, 'label_maps',
-    segmented)
+    'segmentation',
+    'segmentation/upernet_{}_digits.py',
+    {'mIoU': 'mIoU (%)'},
+    'label_maps',
+    segmented,
+)
 
 
 def run(name: str, log: Path, threads: int, *command) -> None:
@@ -120,9 +141,16 @@ def run(name: str, log: Path, threads: int, *command) -> None:
     print(f'{name}: {" ".join(map(str, command))}', flush=True)
     # Spinning threads and a data loader on the same few cores hold each other up.
     env = {'OMP_WAIT_POLICY': 'PASSIVE', **os.environ, 'OMP_NUM_THREADS': str(threads)}
-    with open(log, 'w') as file, subprocess.Popen(
-            [sys.executable, *map(str, command)], env=env, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True) as process:
+    with (
+        open(log, 'w') as file,
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as process,
+    ):
         for line in process.stdout:
             file.write(line)
             progress = re.search(r'(Epoch|Iter)\((train|val|test)\).*', line)
@@ -142,16 +170,37 @@ def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> Dic
         # From the classifier, as they would start from ImageNet.
         options = ['--pretrained', checkpoint(work_dir / family / CLASSIFICATION.name)]
     start = time.time()
-    run(name, folder / 'train.txt', threads, TOOLS / 'train.py', config,
-        '--work-dir', folder, '--no-validate', *options)
+    run(
+        name,
+        folder / 'train.txt',
+        threads,
+        TOOLS / 'train.py',
+        config,
+        '--work-dir',
+        folder,
+        '--no-validate',
+        *options,
+    )
     seconds = time.time() - start
-    run(name, folder / 'test.txt', threads, TOOLS / 'test.py', config, checkpoint(folder),
-        '--work-dir', folder / 'test', '--out', out)
+    run(
+        name,
+        folder / 'test.txt',
+        threads,
+        TOOLS / 'test.py',
+        config,
+        checkpoint(folder),
+        '--work-dir',
+        folder / 'test',
+        '--out',
+        out,
+    )
     newest = max((folder / 'test').glob('*/*.json'), key=lambda p: p.stat().st_mtime)
     metrics = json.loads(newest.read_text())
     sheet(task.tiles(out)).save(work_dir / f'{family}_{task.name}.png')
-    return {**{metric: f'{metrics[key]:.3g}' for key, metric in task.metrics.items()},
-            'training': f'{seconds:.0f} s'}
+    return {
+        **{metric: f'{metrics[key]:.3g}' for key, metric in task.metrics.items()},
+        'training': f'{seconds:.0f} s',
+    }
 
 
 def checkpoint(folder: Path) -> str:
@@ -166,8 +215,9 @@ def sheet(tiles: List[Image.Image]) -> Image.Image:
     return canvas
 
 
-def side_by_side(tasks: List[Task], families: List[str],
-                 work_dir: Path) -> Dict[tuple, Dict[str, str]]:
+def side_by_side(
+    tasks: List[Task], families: List[str], work_dir: Path
+) -> Dict[tuple, Dict[str, str]]:
     """Some tasks with each family; as many runs at a time as there are cores, up to all of them.
 
     Models as small as these gain little from a second core.
@@ -176,35 +226,53 @@ def side_by_side(tasks: List[Task], families: List[str],
     cores = os.cpu_count()
     at_a_time = min(cores, len(jobs))
     with ThreadPoolExecutor(at_a_time) as pool:
-        futures = {(task.name, family): pool.submit(
-            train_and_test, family, task, work_dir, cores // at_a_time) for task, family in jobs}
+        futures = {
+            (task.name, family): pool.submit(
+                train_and_test, family, task, work_dir, cores // at_a_time
+            )
+            for task, family in jobs
+        }
         return {key: future.result() for key, future in futures.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/demo'),
-                        help='folder for checkpoints, logs and pictures (default: %(default)s)')
-    parser.add_argument('--families', nargs='+', choices=FAMILIES, default=list(FAMILIES),
-                        help='(default: all)')
+    parser.add_argument(
+        '--work-dir',
+        type=Path,
+        default=Path('work_dirs/demo'),
+        help='folder for checkpoints, logs and pictures (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--families', nargs='+', choices=FAMILIES, default=list(FAMILIES), help='(default: all)'
+    )
     args = parser.parse_args()
     start = time.time()
     subprocess.run([sys.executable, TOOLS / 'dataset_converters' / 'make_digits.py'], check=True)
     # The classifiers first: the others start from them.
-    results = {**side_by_side([CLASSIFICATION], args.families, args.work_dir),
-               **side_by_side([DETECTION, SEGMENTATION], args.families, args.work_dir)}
+    results = {
+        **side_by_side([CLASSIFICATION], args.families, args.work_dir),
+        **side_by_side([DETECTION, SEGMENTATION], args.families, args.work_dir),
+    }
 
     rows = [('task', 'metric', *(FAMILIES[family] for family in args.families))]
     for task in (CLASSIFICATION, DETECTION, SEGMENTATION):
         for metric in (*task.metrics.values(), 'training'):
-            rows.append((task.name, metric, *(
-                results[task.name, family][metric] for family in args.families)))
+            rows.append(
+                (
+                    task.name,
+                    metric,
+                    *(results[task.name, family][metric] for family in args.families),
+                )
+            )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     print()
     for row in [rows[0], tuple('-' * w for w in widths), *rows[1:]]:
         print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
-    print(f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total; predictions '
-          f'drawn: {args.work_dir}/{{{",".join(args.families)}}}_*.png')
+    print(
+        f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total; predictions '
+        f'drawn: {args.work_dir}/{{{",".join(args.families)}}}_*.png'
+    )
 
 
 if __name__ == '__main__':

@@ -10,6 +10,7 @@ taken up by the next one; steps whose packages are in place are quick.
 The syntax is kept to what Python 2.7 reads, so that an old Python says in a sentence which one is
 needed, instead of pointing at a syntax error.
 """
+
 from __future__ import print_function
 
 import argparse
@@ -43,10 +44,11 @@ DISK_GB_AFTER_TORCH = 3
 # Seconds between two lines of progress.
 HEARTBEAT = 20
 
-NETWORK = ('most often the network failed: run the same command again, it goes on where it '
-           'stopped')
-COMPILE = ('if the compiler was killed, memory ran out: run it again with MAX_JOBS=1 in front; if '
-           'a download failed, run it again as it is')
+NETWORK = 'most often the network failed: run the same command again, it goes on where it stopped'
+COMPILE = (
+    'if the compiler was killed, memory ran out: run it again with MAX_JOBS=1 in front; if '
+    'a download failed, run it again as it is'
+)
 
 # Prints "cpu", "cuda", or why there is a GPU that the operators cannot be compiled for.
 PROBE_GPU = r'''
@@ -89,23 +91,28 @@ class StepError(SetupError):
 
 # Checks that come before anything is written
 
+
 def check_python(version, executable, stack):
     # torch 2.1, the newest that mmcv 2.1 compiles against, exists for no Python after 3.11.
-    newest, names = ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else (
-        (3, 12), '3.10, 3.11 or 3.12')
+    newest, names = (
+        ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else ((3, 12), '3.10, 3.11 or 3.12')
+    )
     if not (3, 10) <= tuple(version[:2]) <= newest:
         raise SetupError(
             'This is Python {}.{} ({}), and Python {} is needed: install one, or '
             'name it, as in: make test PYTHON=/path/to/python3.11'.format(
-                version[0], version[1], executable, names))
+                version[0], version[1], executable, names
+            )
+        )
 
 
 def check_stack(stack):
     locks = glob.glob(os.path.join(ROOT, 'requirements', 'lock-*.txt'))
-    stacks = sorted(os.path.basename(lock)[len('lock-'):-len('.txt')] for lock in locks)
+    stacks = sorted(os.path.basename(lock)[len('lock-') : -len('.txt')] for lock in locks)
     if stack not in stacks:
-        raise SetupError('There is no stack "{}": STACK is one of: {}.'.format(
-            stack, ', '.join(stacks)))
+        raise SetupError(
+            'There is no stack "{}": STACK is one of: {}.'.format(stack, ', '.join(stacks))
+        )
 
 
 def check_venv(venv, stack, python):
@@ -116,13 +123,16 @@ def check_venv(venv, stack, python):
     if not state:
         raise SetupError(
             '{} exists and was not made by this set-up, so it is left as it is: remove it, or '
-            'name another folder, as in: make test VENV=.venv-mmhcnet'.format(venv))
+            'name another folder, as in: make test VENV=.venv-mmhcnet'.format(venv)
+        )
     for what, wanted in (('python', python), ('stack', stack)):
         if state.get(what) != wanted:
             raise SetupError(
                 '{0} was made for {1} {2}, and this is {1} {3}: remove it (rm -rf {0}), or name '
                 'another folder, as in: make test VENV=.venv-{3}'.format(
-                    venv, what, state.get(what), wanted))
+                    venv, what, state.get(what), wanted
+                )
+            )
 
 
 def check_ensurepip(python):
@@ -130,23 +140,29 @@ def check_ensurepip(python):
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise missing('Python {} lacks the modules that make virtual environments'.format(python),
-                      'python{}-venv'.format(python))
+        raise missing(
+            'Python {} lacks the modules that make virtual environments'.format(python),
+            'python{}-venv'.format(python),
+        )
 
 
 def check_headers(python, include):
     if not os.path.isfile(os.path.join(include, 'Python.h')):
         raise missing(
             'The C headers of Python {} are missing ({}/Python.h), and mmcv\'s operators are '
-            'compiled with them'.format(python, include), 'python{}-dev'.format(python),
-            'python3-devel')
+            'compiled with them'.format(python, include),
+            'python{}-dev'.format(python),
+            'python3-devel',
+        )
 
 
 def missing(what, debian, fedora=None):
     """What is wrong, and the system's package that fixes it."""
     return SetupError(
         '{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
-            what, debian, '; Fedora: dnf install ' + fedora if fedora else ''))
+            what, debian, '; Fedora: dnf install ' + fedora if fedora else ''
+        )
+    )
 
 
 def find_compiler(environ):
@@ -154,8 +170,13 @@ def find_compiler(environ):
     for name in names:
         if shutil.which(shlex.split(name)[0], path=environ.get('PATH')):
             return name
-    raise missing('No C++ compiler was found ({}), and mmcv\'s operators have to be '
-                  'compiled'.format(' or '.join(names)), 'g++', 'gcc-c++')
+    raise missing(
+        'No C++ compiler was found ({}), and mmcv\'s operators have to be compiled'.format(
+            ' or '.join(names)
+        ),
+        'g++',
+        'gcc-c++',
+    )
 
 
 def free_gb(folder):
@@ -170,10 +191,12 @@ def check_disk(venv):
     if free < wanted:
         raise SetupError(
             '{} needs {} GB of free disk, and there are {:.1f} GB: free some, or name a folder on '
-            'another disk, as in: make test VENV=/path/to/venv'.format(venv, wanted, free))
+            'another disk, as in: make test VENV=/path/to/venv'.format(venv, wanted, free)
+        )
 
 
 # What is known of an environment
+
 
 def site_packages(venv, pattern):
     return os.path.join(glob.escape(venv), 'lib', 'python3*', 'site-packages', pattern)
@@ -204,7 +227,9 @@ def stamp(stack, python):
     editable."""
     digest = hashlib.sha256('\n'.join((ROOT, stack, python)).encode())
     for path in [requirements(name) for name in ('build', 'torch', 'lock-' + stack)] + [
-            os.path.join(ROOT, 'setup.py'), os.path.join(ROOT, 'pyproject.toml')]:
+        os.path.join(ROOT, 'setup.py'),
+        os.path.join(ROOT, 'pyproject.toml'),
+    ]:
         if os.path.exists(path):
             with open(path, 'rb') as file:
                 digest.update(file.read())
@@ -220,6 +245,7 @@ def is_complete(venv, wanted):
 
 
 # Running commands
+
 
 def say(text):
     print(text, flush=True)
@@ -238,8 +264,10 @@ def tail(path, start, size):
 
 def progress(lines):
     """The newest line of pip's or ninja's output that says how far it is."""
-    known = (r'\s*(?:\[(\d+)/(\d+)\]'
-             r'|(Downloading \S+|Installing collected packages|Building wheel for \S+))')
+    known = (
+        r'\s*(?:\[(\d+)/(\d+)\]'
+        r'|(Downloading \S+|Installing collected packages|Building wheel for \S+))'
+    )
     for match in filter(None, (re.match(known, line) for line in reversed(lines))):
         done, count, other = match.groups()
         return other or 'compiled {} of {}'.format(done, count)
@@ -271,15 +299,24 @@ class Steps(object):
         begun = beat = time.time()
         # A session of its own: when the set-up is stopped, the compilers must stop with it.
         process = subprocess.Popen(
-            command, cwd=ROOT, env=dict(self.env, **env), stdin=subprocess.DEVNULL,
-            stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+            command,
+            cwd=ROOT,
+            env=dict(self.env, **env),
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
-                time.sleep(.1)
+                time.sleep(0.1)
                 if time.time() - beat >= HEARTBEAT:
                     beat = time.time()
-                    say('      {}  {}'.format(
-                        clock(beat - begun), progress(tail(self.log.name, start, 200000))))
+                    say(
+                        '      {}  {}'.format(
+                            clock(beat - begun), progress(tail(self.log.name, start, 200000))
+                        )
+                    )
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
@@ -287,8 +324,11 @@ class Steps(object):
         if process.returncode:
             for line in tail(self.log.name, start, 20000)[-20:]:
                 say('    | ' + line[:200])
-            raise StepError('Step {} of {} failed: {}. The whole output is in {}.'.format(
-                self.number, self.count, cure, self.log.name))
+            raise StepError(
+                'Step {} of {} failed: {}. The whole output is in {}.'.format(
+                    self.number, self.count, cure, self.log.name
+                )
+            )
 
 
 @contextlib.contextmanager
@@ -307,10 +347,12 @@ def locked_log(venv):
 
 # The set-up
 
+
 def has_pip(venv):
     python = venv_python(venv)
     return os.path.exists(python) and not subprocess.call(
-        [python, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        [python, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def empty(venv):
@@ -346,15 +388,20 @@ def operator_target(venv, env):
     """The devices that the operators are compiled for, and the variables that see to it."""
     try:
         answer = subprocess.check_output(
-            [venv_python(venv), '-c', PROBE_GPU], env=env, universal_newlines=True,
-            stderr=subprocess.DEVNULL).strip()
+            [venv_python(venv), '-c', PROBE_GPU],
+            env=env,
+            universal_newlines=True,
+            stderr=subprocess.DEVNULL,
+        ).strip()
     except subprocess.CalledProcessError:
         raise SetupError('torch does not run in {}: remove it and run this again.'.format(venv))
     if answer in ('cpu', 'cuda'):
         return ['cpu'] + ['cuda'] * (answer == 'cuda'), {}
-    say('      The operators are compiled for the CPU only, because {}; detection on the GPU '
+    say(
+        '      The operators are compiled for the CPU only, because {}; detection on the GPU '
         'needs them there: install the CUDA toolkit that torch asks for, remove {} and run this '
-        'again.'.format(answer, venv))
+        'again.'.format(answer, venv)
+    )
     return ['cpu'], {'CUDA_VISIBLE_DEVICES': ''}
 
 
@@ -379,23 +426,30 @@ def install(venv, stack, steps):
     with steps.step('torch and CUDA libraries, a download of up to 4 GB'):
         cache = [] if free_gb(venv) > DISK_GB + CACHE_GB else ['--no-cache-dir']
         steps.run(pip + cache + ['-r', requirements('torch'), '-c', lock], NETWORK)
-    with steps.step('OpenMMLab libraries; mmcv\'s operators are compiled, once, which takes about '
-                    '7 minutes on 2 cores'):
+    with steps.step(
+        'OpenMMLab libraries; mmcv\'s operators are compiled, once, which takes about '
+        '7 minutes on 2 cores'
+    ):
         devices, target = operator_target(venv, steps.env)
         build = pip + ['--verbose', '--no-build-isolation', '--no-deps']
         steps.run(build + ['-r', lock], COMPILE, **target)
     with steps.step('mmhcnet itself'):
         steps.run(pip + ['--no-build-isolation', '--no-deps', '-e', ROOT], 'see the lines above')
     with steps.step('a try of every library'):
-        operators = ([python, '-c', CHECK_OPERATORS] + devices,
-                     'mmcv\'s operators do not work with this torch')
+        operators = (
+            [python, '-c', CHECK_OPERATORS] + devices,
+            'mmcv\'s operators do not work with this torch',
+        )
         try:
             steps.run(*operators)
         except StepError:
-            say('      mmcv\'s operators fail as above. pip keeps what it has built, and hands it '
-                'out whatever torch it was built against: compiling once more.')
-            steps.run(build + ['--no-cache-dir', '--force-reinstall', mmcv_pin(lock)], COMPILE,
-                      **target)
+            say(
+                '      mmcv\'s operators fail as above. pip keeps what it has built, and hands it '
+                'out whatever torch it was built against: compiling once more.'
+            )
+            steps.run(
+                build + ['--no-cache-dir', '--force-reinstall', mmcv_pin(lock)], COMPILE, **target
+            )
             steps.run(*operators)
         steps.run([python, '-c', CHECK_LIBRARIES], 'remove {} and run this again'.format(venv))
 
@@ -420,8 +474,11 @@ def set_up(venv, stack):
         if is_complete(venv, complete):
             return
         write_state(venv, state)
-        say('Making {} for Python {}, once: about 10 minutes on 2 cores. The output goes to {}.'
-            .format(venv, python, log.name))
+        say(
+            'Making {} for Python {}, once: about 10 minutes on 2 cores. The output goes to {}.'.format(
+                venv, python, log.name
+            )
+        )
         # Downloads are unpacked next to the environment: /tmp is often small, or kept in memory.
         temporary = os.path.join(venv, TEMPORARY)
         shutil.rmtree(temporary, ignore_errors=True)
@@ -436,10 +493,18 @@ def set_up(venv, stack):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--venv', default=os.path.join(ROOT, '.venv'), metavar='DIR',
-                        help='the environment (default: .venv next to the Makefile)')
-    parser.add_argument('--stack', default='onedl', metavar='NAME',
-                        help='which pinned stack to install (default: onedl)')
+    parser.add_argument(
+        '--venv',
+        default=os.path.join(ROOT, '.venv'),
+        metavar='DIR',
+        help='the environment (default: .venv next to the Makefile)',
+    )
+    parser.add_argument(
+        '--stack',
+        default='onedl',
+        metavar='NAME',
+        help='which pinned stack to install (default: onedl)',
+    )
     try:
         args = parser.parse_args()
         check_python(sys.version_info, sys.executable, args.stack)

@@ -1,4 +1,5 @@
 """Evaluate a checkpoint of a classifier, detector or segmentor."""
+
 import os
 from argparse import Namespace
 from typing import Callable
@@ -24,13 +25,18 @@ def parse_args() -> Namespace:
     add_config(parser)
     parser.add_argument('checkpoint', help='checkpoint file')
     add_run(parser)
-    parser.add_argument('--out', help='save the predictions: a .pkl file; for segmentation a '
-                        'folder of label maps')
+    parser.add_argument(
+        '--out', help='save the predictions: a .pkl file; for segmentation a folder of label maps'
+    )
     parser.add_argument('--show', action='store_true', help='show predictions in a window')
-    parser.add_argument('--show-dir', help='save pictures with predictions drawn to this folder '
-                        '(segmentation: to vis_data/vis_image in it)')
-    parser.add_argument('--interval', type=at_least(1), default=1,
-                        help='draw every so many-th image (default: 1)')
+    parser.add_argument(
+        '--show-dir',
+        help='save pictures with predictions drawn to this folder '
+        '(segmentation: to vis_data/vis_image in it)',
+    )
+    parser.add_argument(
+        '--interval', type=at_least(1), default=1, help='draw every so many-th image (default: 1)'
+    )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')
     return parser.parse_args()
@@ -56,8 +62,10 @@ def draw(cfg: Config, args: Namespace) -> None:
 def augment(cfg: Config) -> None:
     """Wrap the model and the pipeline in those for test-time augmentation."""
     if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
-        raise ValueError('--tta needs tta_model and tta_pipeline in the config (mmdet has no '
-                         'test-time augmentation for masks)')
+        raise ValueError(
+            '--tta needs tta_model and tta_pipeline in the config (mmdet has no '
+            'test-time augmentation for masks)'
+        )
     cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
     cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
 
@@ -78,8 +86,9 @@ def build_config(args: Namespace) -> Config:
         augment(cfg)
     check_compile(args.compile, cfg, 'test', get_device())
     if args.out and cfg.default_scope == 'mmseg':
-        metric = next((metric for metric in as_list(cfg.test_evaluator)
-                       if is_type(metric, 'IoUMetric')), None)
+        metric = next(
+            (metric for metric in as_list(cfg.test_evaluator) if is_type(metric, 'IoUMetric')), None
+        )
         if metric is None:
             raise UserError('--out needs an IoUMetric in test_evaluator, which writes label maps')
         metric.update(output_dir=args.out, keep_results=True)
@@ -94,8 +103,7 @@ def test(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> No
     if args.out and cfg.default_scope != 'mmseg':
         # mmdet's writes masks run-length encoded.
         dump = 'mmdet.DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-        runner.test_evaluator.metrics.append(
-            METRICS.build(dict(type=dump, out_file_path=args.out)))
+        runner.test_evaluator.metrics.append(METRICS.build(dict(type=dump, out_file_path=args.out)))
     with compiled(runner, args.compile):
         runner.test()
 

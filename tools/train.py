@@ -1,4 +1,5 @@
 """Train a classifier, detector or segmentor from a config."""
+
 import copy
 from argparse import Namespace
 from typing import Callable
@@ -14,8 +15,15 @@ with advised_imports():
     from mmhcnet.checkpoints.fitting import use_pretrained
     from mmhcnet.checkpoints.locate import resume_of_attempt
     from mmhcnet.cli.compile import check_compile, compiled
-    from mmhcnet.cli.config import (add_tensorboard, check_data, check_optimizer, check_training,
-                                   fuse_optimizer, load_config, use_layer_depths)
+    from mmhcnet.cli.config import (
+        add_tensorboard,
+        check_data,
+        check_optimizer,
+        check_training,
+        fuse_optimizer,
+        load_config,
+        use_layer_depths,
+    )
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
     from mmhcnet.cli.schedule import run_length, validation_interval
@@ -28,24 +36,40 @@ def parse_args() -> Namespace:
     parser = make_parser(__doc__)
     add_config(parser)
     add_run(parser)
-    parser.add_argument('--resume', nargs='?', const='auto', metavar='PATH',
-                        help='resume from a checkpoint; without PATH from the latest one in the '
-                        'work directory')
-    parser.add_argument('--auto-scale-lr', action='store_true',
-                        help='scale the learning rate with the total batch size')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='PATH',
+        help='resume from a checkpoint; without PATH from the latest one in the work directory',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate with the total batch size',
+    )
     parser.add_argument('--no-validate', action='store_true', help='do not validate')
-    parser.add_argument('--pretrained', metavar='CKPT',
-                        help='start the backbone from a classification checkpoint')
-    parser.add_argument('--trial', type=int, metavar='N',
-                        help='try the config: N iterations, validation on a few batches, a '
-                        'checkpoint, and an estimate of the whole run')
-    parser.add_argument('--tensorboard', action='store_true',
-                        help='log to TensorBoard too: tensorboard --logdir WORK_DIR')
+    parser.add_argument(
+        '--pretrained', metavar='CKPT', help='start the backbone from a classification checkpoint'
+    )
+    parser.add_argument(
+        '--trial',
+        type=int,
+        metavar='N',
+        help='try the config: N iterations, validation on a few batches, a '
+        'checkpoint, and an estimate of the whole run',
+    )
+    parser.add_argument(
+        '--tensorboard',
+        action='store_true',
+        help='log to TensorBoard too: tensorboard --logdir WORK_DIR',
+    )
     args = parser.parse_args()
     for name in ('resume', 'pretrained'):
         if getattr(args, name) == '':
-            parser.error(f'--{name} has an empty path, as from a variable of the shell that is not '
-                         'set')
+            parser.error(
+                f'--{name} has an empty path, as from a variable of the shell that is not set'
+            )
     if args.trial is not None and args.resume:
         parser.error('--trial starts from scratch: leave --resume out')
     return args
@@ -67,8 +91,9 @@ def build_config(args: Namespace) -> Config:
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise ValueError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in '
-                             'the config')
+            raise ValueError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config'
+            )
         cfg.auto_scale_lr.enable = True
     if args.tensorboard:
         add_tensorboard(cfg)

@@ -4,4 +4,5 @@ _base_ = './hcnet_digits.py'
 
 optim_wrapper = dict(
     constructor='LearningRateDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.75))
+    paramwise_cfg=dict(layer_decay_rate=0.75),
+)

@@ -6,5 +6,5 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(type='mmhcnet.HcNet', arch='tiny', drop_path_rate=0.2),
-    head=dict(in_channels=512))
+    backbone=dict(type='mmhcnet.HcNet', arch='tiny', drop_path_rate=0.2), head=dict(in_channels=512)
+)

@@ -6,8 +6,8 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(type='mmhcnet.VHeat', arch='tiny', drop_path_rate=0.1),
-    head=dict(in_channels=768))
+    backbone=dict(type='mmhcnet.VHeat', arch='tiny', drop_path_rate=0.1), head=dict(in_channels=768)
+)
 
 # 128 images per GPU on 8 GPUs: total batch 1024, lr 5e-4 per 512 images.
 train_dataloader = dict(batch_size=128)

@@ -5,4 +5,5 @@ _base_ = './mask_rcnn_hcnet_digits.py'
 optim_wrapper = dict(
     constructor='mmhcnet.LearningRateDecayOptimizerConstructor',
     # Instead of one smaller rate for the whole backbone.
-    paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(backbone=dict(lr_mult=1.))))
+    paramwise_cfg=dict(decay_rate=0.8, custom_keys=dict(backbone=dict(lr_mult=1.0))),
+)

@@ -7,4 +7,5 @@ _base_ = [
 
 model = dict(
     backbone=dict(type='mmhcnet.HcNet', arch='tiny', drop_path_rate=0.2),
-    neck=dict(in_channels=[64, 128, 320, 512]))
+    neck=dict(in_channels=[64, 128, 320, 512]),
+)

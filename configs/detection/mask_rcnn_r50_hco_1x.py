@@ -20,6 +20,9 @@ model = dict(
             dict(
                 cfg=dict(type='mmhcnet.HeatConductionOperator'),
                 stages=(False, False, True, True),
-                position='after_conv2'),
-        ]),
-    neck=dict(in_channels=[256, 512, 1024, 2048]))
+                position='after_conv2',
+            ),
+        ],
+    ),
+    neck=dict(in_channels=[256, 512, 1024, 2048]),
+)

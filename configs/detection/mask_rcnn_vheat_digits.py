@@ -7,4 +7,6 @@ model = dict(
         img_size=128,
         arch=dict(post_norm=False, layer_scale=None),
         # As in classification/vheat_digits.py.
-        init_cfg=dict(layer=['Conv2d', 'Linear'])))
+        init_cfg=dict(layer=['Conv2d', 'Linear']),
+    )
+)

@@ -7,4 +7,5 @@ _base_ = [
 
 model = dict(
     backbone=dict(type='mmhcnet.VHeat', arch='tiny', drop_path_rate=0.3),
-    neck=dict(in_channels=[96, 192, 384, 768]))
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

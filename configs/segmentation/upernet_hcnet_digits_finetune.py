@@ -6,4 +6,6 @@ optim_wrapper = dict(
     constructor='mmhcnet.LearningRateDecayOptimizerConstructor',
     # Instead of one smaller rate for the whole backbone.
     paramwise_cfg=dict(
-        decay_rate=0.7, decay_type='stage_wise', custom_keys=dict(backbone=dict(lr_mult=1.))))
+        decay_rate=0.7, decay_type='stage_wise', custom_keys=dict(backbone=dict(lr_mult=1.0))
+    ),
+)

@@ -8,4 +8,5 @@ _base_ = [
 model = dict(
     backbone=dict(type='mmhcnet.HcNet', arch='tiny', drop_path_rate=0.3),
     decode_head=dict(in_channels=[64, 128, 320, 512]),
-    auxiliary_head=dict(in_channels=320))
+    auxiliary_head=dict(in_channels=320),
+)

@@ -3,4 +3,5 @@ _base_ = './upernet_vheat_t_160k_ade20k.py'
 model = dict(
     backbone=dict(arch='base', drop_path_rate=0.5),
     decode_head=dict(in_channels=[128, 256, 512, 1024]),
-    auxiliary_head=dict(in_channels=512))
+    auxiliary_head=dict(in_channels=512),
+)

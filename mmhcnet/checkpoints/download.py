@@ -1,4 +1,5 @@
 """Checkpoints from the web, kept in torch's cache folder: complete, and of the right address."""
+
 import hashlib
 import os
 import re
@@ -43,7 +44,8 @@ def download(url: str) -> str:
     """
     path = cached_path(url)
     if int(os.environ.get('LOCAL_RANK', 0)) == 0 and not (
-            os.path.isfile(path) and _has_stated_digest(path, path)):
+        os.path.isfile(path) and _has_stated_digest(path, path)
+    ):
         _fetch(url, path)
     barrier()
     return path
@@ -60,11 +62,14 @@ def _fetch(url: str, path: str) -> None:
         try:
             torch.hub.download_url_to_file(url, new, progress=get_rank() == 0)
         except OSError as error:
-            raise UserError(f"cannot download '{url}' ({error}): download it elsewhere and give "
-                            'its path') from error
+            raise UserError(
+                f"cannot download '{url}' ({error}): download it elsewhere and give its path"
+            ) from error
         if not _has_stated_digest(new, path):
-            raise UserError(f"what came from '{url}' has another sha256 than its name states: it "
-                            'was cut, or is another file. Try again, or download it elsewhere')
+            raise UserError(
+                f"what came from '{url}' has another sha256 than its name states: it "
+                'was cut, or is another file. Try again, or download it elsewhere'
+            )
         try:
             # A download that was cut is found by reading it.
             with open_regular(new) as file:
@@ -72,8 +77,9 @@ def _fetch(url: str, path: str) -> None:
         except Refused:
             pass
         except Exception as error:
-            raise UserError(f"what came from '{url}' is not an intact checkpoint ({error}): try "
-                            'again') from error
+            raise UserError(
+                f"what came from '{url}' is not an intact checkpoint ({error}): try again"
+            ) from error
         os.replace(new, path)
     finally:
         if os.path.exists(new):

@@ -2,6 +2,7 @@
 
 Next to each is a record, ``<checkpoint>.json``, of its size and sha256.
 """
+
 import fcntl
 import hashlib
 import json
@@ -168,8 +169,9 @@ def remove_leftovers(folder: Union[str, Path], template: str) -> List[str]:
         folder (str): Where the checkpoints lie.
         template (str): Their names, with ``{}`` for the number.
     """
-    names = '|'.join(r'\d+'.join(map(re.escape, name.split('{}')))
-                     for name in (template, 'iter_{}.pth'))
+    names = '|'.join(
+        r'\d+'.join(map(re.escape, name.split('{}'))) for name in (template, 'iter_{}.pth')
+    )
     pattern = re.compile(rf'\.(best_.+_)?({names})(\.json)?\.tmp')
     found = [path for path in Path(folder).glob('.*.tmp') if pattern.fullmatch(path.name)]
     for path in found:

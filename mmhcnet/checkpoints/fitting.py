@@ -1,4 +1,5 @@
 """Whether the weights of a checkpoint fit a model, and loading them: one answer for all."""
+
 import re
 from typing import Dict, List, NamedTuple, Optional
 
@@ -18,6 +19,7 @@ _BACKBONE = 'backbone.'
 
 class Fit(NamedTuple):
     """How the weights of a state dict fit a model; names are those of the model's state dict."""
+
     # Loaded as they are, or resized by the model while it loaded them.
     matched: List[str]
     resized: List[str]
@@ -36,11 +38,15 @@ class Fit(NamedTuple):
         if self.refusal:
             return self.refusal
         if self.other_shape:
-            fault = (f'{len(self.other_shape)} weights differ, the first: '
-                     f'{next(iter(self.other_shape.values()))}')
+            fault = (
+                f'{len(self.other_shape)} weights differ, the first: '
+                f'{next(iter(self.other_shape.values()))}'
+            )
         elif self.missing:
-            fault = (f'{len(self.missing)} of {len(self.missing) + len(self.matched)} weights are '
-                     f'not in it, as {min(self.missing)}')
+            fault = (
+                f'{len(self.missing)} of {len(self.missing) + len(self.matched)} weights are '
+                f'not in it, as {min(self.missing)}'
+            )
         else:
             return None
         return f'{fault}. Give the config that it was trained with'
@@ -60,12 +66,20 @@ def weights_of(checkpoint: dict, ema: bool = False) -> Dict[str, Tensor]:
     """
     if ema:
         if not isinstance(checkpoint.get('model_ema'), dict):
-            raise ValueError("no averaged weights: the checkpoint has no 'model_ema'; its keys are "
-                             f'{list(checkpoint)[:5]}')
+            raise ValueError(
+                "no averaged weights: the checkpoint has no 'model_ema'; its keys are "
+                f'{list(checkpoint)[:5]}'
+            )
         weights = checkpoint['model_ema']
     else:
-        weights = next((checkpoint[key] for key in ('state_dict', 'model')
-                        if isinstance(checkpoint.get(key), dict)), checkpoint)
+        weights = next(
+            (
+                checkpoint[key]
+                for key in ('state_dict', 'model')
+                if isinstance(checkpoint.get(key), dict)
+            ),
+            checkpoint,
+        )
     return {key.removeprefix('module.'): value for key, value in weights.items()}
 
 
@@ -86,11 +100,11 @@ def fit(model: nn.Module, weights: Dict[str, Tensor]) -> Fit:
         weights (dict): A state dict of its names, as :func:`weights_of` gives it.
     """
     model = unwrapped(model)
-    own = {key: value.shape for key, value in model.state_dict().items()
-           if isinstance(value, Tensor)}
+    own = {
+        key: value.shape for key, value in model.state_dict().items() if isinstance(value, Tensor)
+    }
     # Old checkpoints of BatchNorm lack that count, and it is used by none of the models here.
-    missing = [key for key in own
-               if key not in weights and not key.endswith('num_batches_tracked')]
+    missing = [key for key in own if key not in weights and not key.endswith('num_batches_tracked')]
     unexpected = [key for key in weights if key not in own]
     other_shape = {}
     try:
@@ -101,7 +115,8 @@ def fit(model: nn.Module, weights: Dict[str, Tensor]) -> Fit:
         # The first line is a title, each of the others names a weight.
         for line in str(error).splitlines()[1:]:
             match = re.match(
-                r'\s*(?:size mismatch for |While copying the parameter named ")(.+?)[:"]', line)
+                r'\s*(?:size mismatch for |While copying the parameter named ")(.+?)[:"]', line
+            )
             other_shape[match[1] if match else line] = line.strip()
     matched = [key for key in own if key in weights and key not in other_shape]
     resized = [key for key in matched if weights[key].shape != own[key]]
@@ -124,8 +139,10 @@ def load_weights(model: nn.Module, path: str) -> dict:
     """
     checkpoint = load_local(path, map_location='cpu')
     if not isinstance(checkpoint.get('state_dict'), dict):
-        raise ValueError(f"'{path}' has no 'state_dict': weights as the papers' authors publish "
-                         'them go through tools/model_converters/official_to_mmhcnet.py first')
+        raise ValueError(
+            f"'{path}' has no 'state_dict': weights as the papers' authors publish "
+            'them go through tools/model_converters/official_to_mmhcnet.py first'
+        )
     fault = fit(model, weights_of(checkpoint)).fault
     if fault:
         raise ValueError(f"'{path}' is a checkpoint of another model than this config's: {fault}")
@@ -147,8 +164,9 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
         ValueError: No weight of the checkpoint fits the backbone.
     """
     loaded = weights_of(CheckpointLoader.load_checkpoint(checkpoint, map_location='cpu'))
-    weights = {key[len(_BACKBONE):]: value for key, value in loaded.items()
-               if key.startswith(_BACKBONE)}
+    weights = {
+        key[len(_BACKBONE) :]: value for key, value in loaded.items() if key.startswith(_BACKBONE)
+    }
     backbone = dict(cfg.model.backbone, init_cfg=None)
     with DefaultScope.overwrite_default_scope(cfg.get('default_scope')):
         found = fit(MODELS.build(backbone), weights)
@@ -156,16 +174,27 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
         found_keys = ', '.join(list(loaded)[:3])
         raise ValueError(
             f"nothing in '{checkpoint}' fits the backbone {backbone['type']} "
-            f"(arch={backbone.get('arch')}): " + (found.refusal or (
-                f"it needs keys 'backbone.*' of the same shapes, the file has {found_keys}, ... "
-                "Weights as the papers' authors publish them go through "
-                'tools/model_converters/official_to_mmhcnet.py first')))
+            f"(arch={backbone.get('arch')}): "
+            + (
+                found.refusal
+                or (
+                    f"it needs keys 'backbone.*' of the same shapes, the file has {found_keys}, ... "
+                    "Weights as the papers' authors publish them go through "
+                    'tools/model_converters/official_to_mmhcnet.py first'
+                )
+            )
+        )
     total = len(found.matched) + len(found.missing) + len(found.other_shape)
-    print_log(f'--pretrained {checkpoint}: {len(found.matched)} of {total} weights of the '
-              'backbone matched', logger='current')
-    for what, keys in (('stay at their initial values', found.missing),
-                       ('differ in shape and are not loaded', found.other_shape.values()),
-                       ('of the checkpoint are not used', found.unexpected)):
+    print_log(
+        f'--pretrained {checkpoint}: {len(found.matched)} of {total} weights of the '
+        'backbone matched',
+        logger='current',
+    )
+    for what, keys in (
+        ('stay at their initial values', found.missing),
+        ('differ in shape and are not loaded', found.other_shape.values()),
+        ('of the checkpoint are not used', found.unexpected),
+    ):
         if keys:
             print_log(f'  {len(keys)} {what}: {", ".join(keys)}', logger='current')
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint=checkpoint, prefix=_BACKBONE)

@@ -2,6 +2,7 @@
 
 None of the readers runs anything, imports anything or changes what was there before.
 """
+
 import io
 import os
 import stat
@@ -73,8 +74,9 @@ def read_safetensors(file: BinaryIO) -> Dict[str, Tensor]:
     try:
         from safetensors.torch import load
     except ImportError:
-        raise UserError('a safetensors file needs the package safetensors: pip install safetensors'
-                        ) from None
+        raise UserError(
+            'a safetensors file needs the package safetensors: pip install safetensors'
+        ) from None
     return load(file.read())
 
 
@@ -94,7 +96,7 @@ class Archive:
         self.zip = zipfile.ZipFile(file)
         entries = self.zip.infolist()
         root = entries[0].filename.split('/')[0] + '/' if entries else ''
-        self.entries = {entry.filename[len(root):]: entry for entry in entries}
+        self.entries = {entry.filename[len(root) :]: entry for entry in entries}
         if any(not entry.filename.startswith(root) for entry in entries):
             raise Damaged('it has more than one folder')
         if 'constants.pkl' in self.entries:
@@ -102,8 +104,12 @@ class Archive:
         # Without regard to case, as torch looks them up.
         if len({entry.filename.lower() for entry in entries}) < len(entries):
             raise Damaged('two of its parts have the same name')
-        if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1
-               or entry.file_size != entry.compress_size for entry in entries):
+        if any(
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.flag_bits & 1
+            or entry.file_size != entry.compress_size
+            for entry in entries
+        ):
             raise Damaged('it is compressed or encrypted')
         if sum(entry.file_size for entry in entries) > _size(file):
             raise Damaged('its parts overlap')
@@ -270,8 +276,9 @@ def read_plain(file: BinaryIO, map_location: Any = 'cpu', lenient: bool = False)
         return read_before_zip(file, device_of(map_location), lenient)
     if kind == 'safetensors':
         device = device_of(map_location)
-        return dict(state_dict={
-            key: value.to(device) for key, value in read_safetensors(file).items()})
+        return dict(
+            state_dict={key: value.to(device) for key, value in read_safetensors(file).items()}
+        )
     if kind == 'tar':
         raise Refused('a tar archive')
     raise Damaged('no format of checkpoints begins like it')

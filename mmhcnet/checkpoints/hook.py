@@ -1,4 +1,5 @@
 """mmengine's checkpoint hook, with files that are never lost."""
+
 import os
 import re
 import uuid
@@ -15,8 +16,15 @@ from torch import Tensor
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
-from .files import (FolderInUse, change_record, fault_of, lock_folder, read_record,
-                    remove_leftovers, write_file)
+from .files import (
+    FolderInUse,
+    change_record,
+    fault_of,
+    lock_folder,
+    read_record,
+    remove_leftovers,
+    write_file,
+)
 from .fitting import fit, weights_of
 from .keeping import kept
 from .locate import NAMES, newest_intact, place_of
@@ -62,7 +70,8 @@ class CheckpointHook(_CheckpointHook):
         # mmengine keeps them until the first checkpoint and fails there.
         for name in self.args:
             raise TypeError(
-                f"CheckpointHook.__init__() got an unexpected keyword argument '{name}'")
+                f"CheckpointHook.__init__() got an unexpected keyword argument '{name}'"
+            )
         if self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='mmhcnet.checkpoint')
         # What could not be written at the last try -> why.
@@ -96,14 +105,17 @@ class CheckpointHook(_CheckpointHook):
             fault = None if '://' in runner._load_from else fault_of(runner._load_from)
             return runner._load_from, fault and (
                 f"cannot resume from '{runner._load_from}': {fault}. Leave the path out to take "
-                'the newest intact checkpoint of the work directory')
+                'the newest intact checkpoint of the work directory'
+            )
         folder, names = place_of(runner.work_dir, self.out_dir, self.filename_tmpl)
         path, skipped = newest_intact(folder, names)
         for line in skipped:
             runner.logger.warning(f'Not resumed from {line}')
         if path is None and skipped:
-            return None, (f'none of the {len(skipped)} checkpoints in {folder} is intact '
-                          f'({"; ".join(skipped)}). Move them away to start from scratch')
+            return None, (
+                f'none of the {len(skipped)} checkpoints in {folder} is intact '
+                f'({"; ".join(skipped)}). Move them away to start from scratch'
+            )
         if path is None:
             runner.logger.info(f'No checkpoint in {folder}: training starts from scratch.')
         else:
@@ -112,38 +124,56 @@ class CheckpointHook(_CheckpointHook):
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         if runner._resume:
-            self._check_resumed(runner, [
-                key for key in _RESUMED if not isinstance(checkpoint.get(key), dict)])
+            self._check_resumed(
+                runner, [key for key in _RESUMED if not isinstance(checkpoint.get(key), dict)]
+            )
         weights = weights_of(checkpoint)
         found = fit(runner.model, weights)
         # The optimizer's state would not fit a weight that was resized.
         other = [*found.missing, *found.other_shape, *found.resized]
         if runner._resume and (found.refusal or other):
-            why = found.refusal or (f'{len(other)} weights are missing or have another shape, as '
-                                    f'{other[0]}')
-            raise UserError(f"cannot resume from '{runner._load_from}': it is of another model "
-                            f'({why}). Resume with the config that wrote it')
+            why = found.refusal or (
+                f'{len(other)} weights are missing or have another shape, as {other[0]}'
+            )
+            raise UserError(
+                f"cannot resume from '{runner._load_from}': it is of another model "
+                f'({why}). Resume with the config that wrote it'
+            )
         if not found.matched:
-            raise UserError(found.refusal or (
-                f"no weight of the model is in '{runner._load_from}', which holds "
-                f'{", ".join(list(weights)[:3])}, ...: give a checkpoint of the model in the '
-                'config'))
+            raise UserError(
+                found.refusal
+                or (
+                    f"no weight of the model is in '{runner._load_from}', which holds "
+                    f'{", ".join(list(weights)[:3])}, ...: give a checkpoint of the model in the '
+                    'config'
+                )
+            )
         if runner._resume:
-            self._check_resumed(runner, [
-                f'{key}.{part}' for key, parts in _RESUMED.items() for part in parts
-                if part not in checkpoint[key]])
+            self._check_resumed(
+                runner,
+                [
+                    f'{key}.{part}'
+                    for key, parts in _RESUMED.items()
+                    for part in parts
+                    if part not in checkpoint[key]
+                ],
+            )
             if 'optimizer' not in checkpoint:
-                runner.logger.warning(f'{runner._load_from} holds no state of the optimizer, as it '
-                                      'is with the best checkpoint: its momenta start from zero.')
+                runner.logger.warning(
+                    f'{runner._load_from} holds no state of the optimizer, as it '
+                    'is with the best checkpoint: its momenta start from zero.'
+                )
             hub = checkpoint['message_hub']
             hub['log_scalars'] = with_logs(hub['log_scalars'])
 
     @staticmethod
     def _check_resumed(runner: Runner, lacks: List[str]) -> None:
         if lacks:
-            raise UserError(f"cannot resume from '{runner._load_from}': it holds weights only (no "
-                            f'{", no ".join(lacks)}). To start from them, give it as '
-                            '--cfg-options load_from=... without --resume')
+            raise UserError(
+                f"cannot resume from '{runner._load_from}': it holds weights only (no "
+                f'{", no ".join(lacks)}). To start from them, give it as '
+                '--cfg-options load_from=... without --resume'
+            )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         for name, value in weights_of(checkpoint).items():
@@ -155,7 +185,8 @@ class CheckpointHook(_CheckpointHook):
                 runner.logger.warning(
                     f'The checkpoints hold an object that is not plain data ({found}), and reading '
                     'them takes --trust-checkpoint: let the hook that adds it put numbers, text, '
-                    'containers or tensors there')
+                    'containers or tensors there'
+                )
                 self._objects.append(found)
 
     def before_train(self, runner: Runner) -> None:
@@ -170,24 +201,30 @@ class CheckpointHook(_CheckpointHook):
         self._run = str(hub.get_info('run', uuid.uuid4().hex))
         hub.update_info('run', self._run)
         self._local = isinstance(self.backend_args, dict) and (
-            self.backend_args.get('backend') == 'mmhcnet.checkpoint')
+            self.backend_args.get('backend') == 'mmhcnet.checkpoint'
+        )
         if self._local:
             self.backend_args = dict(self.backend_args, run=self._run)
         # A checkpoint names files of the folder that it was written to, and mmengine removes them:
         # of its list only what this run wrote to its own folder is taken over.
-        listed = {key: hub.pop_info(key) for key in list(hub.runtime_info)
-                  if key in ('keep_ckpt_ids', 'interim_ckpt', 'last_ckpt')
-                  or key.startswith('best_ckpt')}
+        listed = {
+            key: hub.pop_info(key)
+            for key in list(hub.runtime_info)
+            if key in ('keep_ckpt_ids', 'interim_ckpt', 'last_ckpt') or key.startswith('best_ckpt')
+        }
         super().before_train(runner)
         self._take_folder()
         steps = listed.pop('keep_ckpt_ids', None)
-        self._steps = [step for step in (steps if isinstance(steps, list) else [])
-                       if type(step) is int and self._is_own(self._path(step))]
+        self._steps = [
+            step
+            for step in (steps if isinstance(steps, list) else [])
+            if type(step) is int and self._is_own(self._path(step))
+        ]
         for key, path in listed.items():
             own = self.file_backend.join_path(self.out_dir, os.path.basename(str(path)))
             if path and self._is_own(own):
                 hub.update_info(key, own)
-                metric = key[len('best_ckpt_'):] or None
+                metric = key[len('best_ckpt_') :] or None
                 if self.save_best and key.startswith('best_ckpt') and metric in self._best():
                     self._set_best({metric: own})
         if is_main_process() and self._local:
@@ -201,14 +238,19 @@ class CheckpointHook(_CheckpointHook):
         """torch takes over settings of another class of optimizer, and fails in the first step."""
         wrapper = runner.optim_wrapper
         for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            lacks = [key for group in each.optimizer.param_groups
-                     for key in each.optimizer.defaults if key not in group]
+            lacks = [
+                key
+                for group in each.optimizer.param_groups
+                for key in each.optimizer.defaults
+                if key not in group
+            ]
             if lacks:
                 raise UserError(
                     f"cannot resume from '{runner._load_from}': it is of another optimizer, "
                     f"without '{lacks[0]}'. Resume with the optimizer that it was trained with, or "
                     'give it as --cfg-options load_from=... without --resume, to start from its '
-                    'weights')
+                    'weights'
+                )
 
     def _take_folder(self) -> None:
         taken = [None]
@@ -219,14 +261,17 @@ class CheckpointHook(_CheckpointHook):
                 taken = [str(other)]
         broadcast_object_list(taken)
         if taken[0]:
-            raise UserError(f"another run ({taken[0]}) writes its checkpoints to '{self.out_dir}': "
-                            'wait for its end, or give another --work-dir')
+            raise UserError(
+                f"another run ({taken[0]}) writes its checkpoints to '{self.out_dir}': "
+                'wait for its end, or give another --work-dir'
+            )
 
     def _remove_older_best(self, path: str) -> None:
         """What a process that was killed between writing the best checkpoint and removing the
         former one has left. A later one, of a run that goes on from an earlier moment, stays."""
         names = re.compile(
-            '(best_.+_)' + r'(\d+)'.join(map(re.escape, self.filename_tmpl.split('{}'))))
+            '(best_.+_)' + r'(\d+)'.join(map(re.escape, self.filename_tmpl.split('{}')))
+        )
         best = names.fullmatch(os.path.basename(path))
         for name in os.listdir(self.out_dir) if best else ():
             other = names.fullmatch(name)
@@ -240,8 +285,9 @@ class CheckpointHook(_CheckpointHook):
         """Whether this run wrote the file, as far as anybody can tell."""
         return path in self._wrote or self._local and read_record(path).get('run') == self._run
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         # More than were asked for are there until the newest is proved.
         if 0 < self.max_keep_ckpts < len(self._steps) and self._proved(runner, self._steps[-1]):
@@ -251,8 +297,11 @@ class CheckpointHook(_CheckpointHook):
         if self._write_errors:
             raise UserError(f'training has ended, but {"; ".join(self._write_errors.values())}')
         super().after_train(runner)
-        if not any(hook.recently_skipped(runner) for hook in runner.hooks
-                   if hasattr(hook, 'recently_skipped')):
+        if not any(
+            hook.recently_skipped(runner)
+            for hook in runner.hooks
+            if hasattr(hook, 'recently_skipped')
+        ):
             self._remove_old(lambda step: True)
         if self._lock is not None:
             self._lock.close()
@@ -278,8 +327,10 @@ class CheckpointHook(_CheckpointHook):
             doubtful = doubtful[1:]
         if is_main_process() and self._local:
             for step in doubtful:
-                change_record(self._path(step), doubt='training steps soon after it were skipped, '
-                              'so its weights may be ruined')
+                change_record(
+                    self._path(step),
+                    doubt='training steps soon after it were skipped, so its weights may be ruined',
+                )
             newest, _ = newest_intact(self.out_dir, (self.filename_tmpl, *NAMES))
             return newest and str(newest)
         return None
@@ -302,7 +353,8 @@ class CheckpointHook(_CheckpointHook):
                 save_param_scheduler=self.save_param_scheduler,
                 meta=meta,
                 by_epoch=self.by_epoch,
-                backend_args=self.backend_args)
+                backend_args=self.backend_args,
+            )
             if is_main_process():
                 # For mmengine's own tools; it is not what resuming relies on.
                 write_file(Path(runner.work_dir, 'last_checkpoint'), path.encode())
@@ -314,8 +366,10 @@ class CheckpointHook(_CheckpointHook):
         self.last_ckpt = path
         self._wrote.add(path)
         self._steps = steps
-        self._succeeded.setdefault(step, next(
-            (hook.succeeded for hook in runner.hooks if hasattr(hook, 'recently_skipped')), 0))
+        self._succeeded.setdefault(
+            step,
+            next((hook.succeeded for hook in runner.hooks if hasattr(hook, 'recently_skipped')), 0),
+        )
         interim = hub.pop_info('interim_ckpt', None)
         if interim:
             self._remove(interim)
@@ -340,10 +394,20 @@ class CheckpointHook(_CheckpointHook):
             return None if self._write_errors else self.last_ckpt
         path = self.file_backend.join_path(self.out_dir, NAMES[1].format(step))
         runner.message_hub.update_info('interim_ckpt', path)
-        written = self._written(runner, 'the checkpoint', lambda: runner.save_checkpoint(
-            self.out_dir, NAMES[1].format(step), self.file_client_args,
-            save_optimizer=self.save_optimizer, save_param_scheduler=self.save_param_scheduler,
-            meta=meta, by_epoch=False, backend_args=self.backend_args))
+        written = self._written(
+            runner,
+            'the checkpoint',
+            lambda: runner.save_checkpoint(
+                self.out_dir,
+                NAMES[1].format(step),
+                self.file_client_args,
+                save_optimizer=self.save_optimizer,
+                save_param_scheduler=self.save_param_scheduler,
+                meta=meta,
+                by_epoch=False,
+                backend_args=self.backend_args,
+            ),
+        )
         if written:
             self._wrote.add(path)
         return path if written else None
@@ -352,17 +416,23 @@ class CheckpointHook(_CheckpointHook):
         if not self.save_best:
             return
         hub = runner.message_hub
-        before = {key: hub.get_info(key) for key in hub.runtime_info
-                  if key.startswith(('best_score', 'best_ckpt'))}
+        before = {
+            key: hub.get_info(key)
+            for key in hub.runtime_info
+            if key.startswith(('best_score', 'best_ckpt'))
+        }
         old = self._best()
         # mmengine removes the former best one first, unless it knows of none.
         self._set_best(dict.fromkeys(old))
         written = self._written(
-            runner, 'the best checkpoint',
-            lambda: super(CheckpointHook, self)._save_best_checkpoint(runner, metrics))
+            runner,
+            'the best checkpoint',
+            lambda: super(CheckpointHook, self)._save_best_checkpoint(runner, metrics),
+        )
         if not written:
-            for key in [key for key in hub.runtime_info
-                        if key.startswith(('best_score', 'best_ckpt'))]:
+            for key in [
+                key for key in hub.runtime_info if key.startswith(('best_score', 'best_ckpt'))
+            ]:
                 hub.pop_info(key)
             for key, value in before.items():
                 hub.update_info(key, value)
@@ -391,15 +461,20 @@ class CheckpointHook(_CheckpointHook):
         try:
             write()
         except _NotFinite as error:
-            self._write_errors[what] = (f"{what} was not written, because the weight '{error}' is "
-                                        'not finite: lower the learning rate')
+            self._write_errors[what] = (
+                f"{what} was not written, because the weight '{error}' is "
+                'not finite: lower the learning rate'
+            )
             runner.logger.error(f'{self._write_errors[what]}. The former checkpoints are intact.')
             return False
         except OSError as error:
-            self._write_errors[what] = (f'{what} could not be written ({error}): free space in '
-                                        f'{self.out_dir} or give access to it')
-            runner.logger.error(f'{self._write_errors[what]}. Training goes on; the former '
-                                'checkpoints are intact.')
+            self._write_errors[what] = (
+                f'{what} could not be written ({error}): free space in '
+                f'{self.out_dir} or give access to it'
+            )
+            runner.logger.error(
+                f'{self._write_errors[what]}. Training goes on; the former checkpoints are intact.'
+            )
             return False
         return True
 

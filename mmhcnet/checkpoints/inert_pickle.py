@@ -4,6 +4,7 @@ Python's own unpickler calls what a file names and sets attributes on what comes
 knows the instructions that ``torch.save`` writes, and to it a name is a string. :data:`MADE` says
 what each known name stands for: functions of this package, which return new plain values.
 """
+
 import collections
 import pickletools
 import re
@@ -32,7 +33,8 @@ class Damaged(Exception):
 class StandIn:
     """In place of an object of another library: keeps the state that the file gives, until the
     whole file is read."""
-    __slots__ = ('state', )
+
+    __slots__ = ('state',)
 
     def __init__(self, *args: Any):
         self.state = None
@@ -43,17 +45,20 @@ class StandIn:
 
 class Array(StandIn):
     """In place of a numpy array."""
+
     __slots__ = ()
 
 
 class History(StandIn):
     """In place of mmengine's log of a scalar."""
+
     __slots__ = ()
 
 
 class DType(StandIn):
     """In place of a numpy dtype of numbers."""
-    __slots__ = ('code', )
+
+    __slots__ = ('code',)
 
     def __init__(self, code: str, *args: Any):
         super().__init__()
@@ -68,6 +73,7 @@ class DType(StandIn):
 
 class Opaque:
     """In place of an object that the reader was told to leave empty."""
+
     __slots__ = ()
 
 
@@ -104,7 +110,7 @@ _SCALARS = (str, bytes, int, float, complex, bool, type(None))
 
 def _hashable(key: Any) -> Any:
     """A key whose hash costs no more than it is long, unlike that of tuples within tuples."""
-    for part in key if type(key) is tuple else (key, ):
+    for part in key if type(key) is tuple else (key,):
         if type(part) not in _SCALARS:
             raise Refused(f'a key of type {type(part).__name__}')
     return key
@@ -126,21 +132,44 @@ STAND_INS: Dict[str, Any] = {
     'collections.defaultdict': _dict,
     'numpy.ndarray': Array,
     'numpy.dtype': DType,
-    **{f'{core}.{name}': value for core in _NUMPY_CORES
-       for name, value in (('_reconstruct', _array), ('scalar', _scalar))},
+    **{
+        f'{core}.{name}': value
+        for core in _NUMPY_CORES
+        for name, value in (('_reconstruct', _array), ('scalar', _scalar))
+    },
     HISTORY: History,
     _CONFIG_DICT: _dict,
 }
-_DTYPES = {f'torch.{str(value).split(".")[1]}': value for value in vars(torch).values()
-           if isinstance(value, torch.dtype)}
+_DTYPES = {
+    f'torch.{str(value).split(".")[1]}': value
+    for value in vars(torch).values()
+    if isinstance(value, torch.dtype)
+}
 # Element types of the storages that name theirs.
-_STORAGES = {f'torch.{name}Storage': dtype for name, dtype in dict(
-    Double=torch.float64, Float=torch.float32, Half=torch.float16, BFloat16=torch.bfloat16,
-    Long=torch.int64, Int=torch.int32, Short=torch.int16, Char=torch.int8, Byte=torch.uint8,
-    Bool=torch.bool, ComplexDouble=torch.complex128, ComplexFloat=torch.complex64).items()}
+_STORAGES = {
+    f'torch.{name}Storage': dtype
+    for name, dtype in dict(
+        Double=torch.float64,
+        Float=torch.float32,
+        Half=torch.float16,
+        BFloat16=torch.bfloat16,
+        Long=torch.int64,
+        Int=torch.int32,
+        Short=torch.int16,
+        Char=torch.int8,
+        Byte=torch.uint8,
+        Bool=torch.bool,
+        ComplexDouble=torch.complex128,
+        ComplexFloat=torch.complex64,
+    ).items()
+}
 _STORAGES['torch.storage.UntypedStorage'] = torch.uint8
-_TENSORS = ('torch._utils._rebuild_tensor', 'torch._utils._rebuild_tensor_v2',
-            'torch._utils._rebuild_tensor_v3', 'torch._utils._rebuild_parameter')
+_TENSORS = (
+    'torch._utils._rebuild_tensor',
+    'torch._utils._rebuild_tensor_v2',
+    'torch._utils._rebuild_tensor_v3',
+    'torch._utils._rebuild_parameter',
+)
 
 
 def width(dtype: torch.dtype) -> int:
@@ -152,13 +181,15 @@ def _tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *rest: Any
     """A view of a storage that lies inside it; ``rest`` is requires_grad, hooks, and a dtype."""
     dtype = rest[2] if len(rest) > 2 else storage.dtype
     if len(size) != len(stride) or any(
-            type(n) is not int or n < 0 for n in (offset, *size, *stride)):
+        type(n) is not int or n < 0 for n in (offset, *size, *stride)
+    ):
         raise Damaged('a tensor has an impossible shape')
     reach = sum((n - 1) * step for n, step in zip(size, stride)) + 1 if all(size) else 0
     if (offset + reach) * width(dtype) > len(storage) * width(storage.dtype):
         raise Damaged('a tensor lies outside its storage')
     return torch.empty(0, dtype=dtype, device=storage.device).set_(
-        storage.untyped_storage(), offset, size, stride)
+        storage.untyped_storage(), offset, size, stride
+    )
 
 
 def _parameter(data: Tensor, requires_grad: bool, *hooks: Any) -> torch.nn.Parameter:
@@ -185,20 +216,24 @@ MADE: Dict[str, Callable] = {
     'torch.device': _device,
 }
 KNOWN = {*MADE, *_DTYPES, *_STORAGES}
+
+
 class Name(str):
     """A known name; stays a string, whatever the file does with it."""
+
     __slots__ = ()
 
 
 class Unknown(Name):
     """A name whose objects are left empty."""
+
     __slots__ = ()
 
 
 def full_name(argument: str) -> str:
     """Module and name of a GLOBAL instruction, in Python 3's terms."""
     module, _, name = argument.partition(' ')
-    return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)}.{name}"
+    return f"{ {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module) }.{name}"
 
 
 class InertUnpickler:
@@ -209,8 +244,9 @@ class InertUnpickler:
         lenient (bool): Objects of unknown names come out empty instead of being refused.
     """
 
-    def __init__(self, storage_of: Callable[[str, torch.dtype, int], Tensor],
-                 lenient: bool = False):
+    def __init__(
+        self, storage_of: Callable[[str, torch.dtype, int], Tensor], lenient: bool = False
+    ):
         self.storage_of = storage_of
         self.lenient = lenient
 
@@ -301,8 +337,10 @@ class InertUnpickler:
         if type(name) is not Name or name not in MADE or type(arguments) is not tuple:
             raise Refused(f'a call of {name if type(name) is Name else type(name).__name__}')
         # A class of ours that a file names, as an argument.
-        arguments = [STAND_INS[value] if type(value) is Name and value in STAND_INS else value
-                     for value in arguments]
+        arguments = [
+            STAND_INS[value] if type(value) is Name and value in STAND_INS else value
+            for value in arguments
+        ]
         self.stack.append(MADE[name](*arguments))
 
     def _build(self, _: None) -> None:
@@ -318,8 +356,12 @@ class InertUnpickler:
     def _persistent(self, _: None) -> None:
         where = self.stack.pop()
         # A sixth entry, of the old format, is a view; torch no longer writes one.
-        if type(where) is not tuple or len(where) not in (5, 6) or where[0] not in (
-                'storage', b'storage') or where[5:] not in ((), (None, )):
+        if (
+            type(where) is not tuple
+            or len(where) not in (5, 6)
+            or where[0] not in ('storage', b'storage')
+            or where[5:] not in ((), (None,))
+        ):
             raise Refused('a persistent id of something else than a storage')
         kind, key, _, count = where[1:5]
         if type(kind) is not Name or kind not in _STORAGES or type(count) is not int or count < 0:
@@ -333,8 +375,20 @@ class InertUnpickler:
         'NEWTRUE': lambda self, _: self._push(True),
         'NEWFALSE': lambda self, _: self._push(False),
         # The last two are text of Python 2.
-        **dict.fromkeys(('BININT', 'BININT1', 'BININT2', 'LONG1', 'LONG4', 'BINFLOAT',
-                         'BINUNICODE', 'BINSTRING', 'SHORT_BINSTRING'), _push),
+        **dict.fromkeys(
+            (
+                'BININT',
+                'BININT1',
+                'BININT2',
+                'LONG1',
+                'LONG4',
+                'BINFLOAT',
+                'BINUNICODE',
+                'BINSTRING',
+                'SHORT_BINSTRING',
+            ),
+            _push,
+        ),
         'EMPTY_LIST': lambda self, _: self._push([]),
         'EMPTY_TUPLE': lambda self, _: self._push(()),
         'EMPTY_DICT': lambda self, _: self._push({}),
@@ -347,8 +401,9 @@ class InertUnpickler:
         'TUPLE2': lambda self, _: self._tuple_of(2),
         'TUPLE3': lambda self, _: self._tuple_of(3),
         **dict.fromkeys(('BINPUT', 'LONG_BINPUT'), _put),
-        **dict.fromkeys(('BINGET', 'LONG_BINGET'),
-                        lambda self, index: self._push(self.memo[index])),
+        **dict.fromkeys(
+            ('BINGET', 'LONG_BINGET'), lambda self, index: self._push(self.memo[index])
+        ),
         'GLOBAL': _global,
         **dict.fromkeys(('REDUCE', 'NEWOBJ'), _make),
         'BUILD': _build,
@@ -367,8 +422,15 @@ def settled(value: Any, known: Optional[Dict[int, Tuple[Any, Any]]] = None) -> A
         Refused: There is something else than plain data in it.
     """
     known = {} if known is None else known
-    if type(value) in (*_SCALARS, torch.dtype, torch.device, torch.Size, slice,
-                       Tensor, torch.nn.Parameter):
+    if type(value) in (
+        *_SCALARS,
+        torch.dtype,
+        torch.device,
+        torch.Size,
+        slice,
+        Tensor,
+        torch.nn.Parameter,
+    ):
         return value
     if id(value) in known:
         return known[id(value)][1]

@@ -1,4 +1,5 @@
 """Which checkpoints of a run stay on the disk."""
+
 from typing import Callable, List, Sequence
 
 

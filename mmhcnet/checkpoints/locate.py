@@ -1,4 +1,5 @@
 """Where the checkpoints of a run are, and which of them it resumes from."""
+
 import os
 import re
 from pathlib import Path
@@ -44,8 +45,14 @@ def _ruin_of(path: Path) -> Optional[str]:
     except UserError:
         # Said when it is loaded.
         return None
-    name = next((key for key, value in weights.items()
-                 if isinstance(value, Tensor) and not value.isfinite().all()), None)
+    name = next(
+        (
+            key
+            for key, value in weights.items()
+            if isinstance(value, Tensor) and not value.isfinite().all()
+        ),
+        None,
+    )
     return name and f"its weight '{name}' is not finite"
 
 
@@ -65,8 +72,9 @@ def newest_intact(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], 
     return None, skipped
 
 
-def place_of(work_dir: str, out_dir: Optional[str] = None,
-             filename_tmpl: Optional[str] = None) -> Tuple[str, Tuple[str, ...]]:
+def place_of(
+    work_dir: str, out_dir: Optional[str] = None, filename_tmpl: Optional[str] = None
+) -> Tuple[str, Tuple[str, ...]]:
     """The folder of a run's checkpoints, and their names with ``{}`` for the number.
 
     Args:
@@ -99,6 +107,8 @@ def resume_of_attempt(cfg: Config, resume: Optional[str]) -> Optional[str]:
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
         return 'auto' if found else resume
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) > 0 and found and not resume:
-        raise UserError(f"'{folder}' holds checkpoints of an earlier run: with MAX_RESTARTS add "
-                        '--resume to go on from them, or name another --work-dir')
+        raise UserError(
+            f"'{folder}' holds checkpoints of an earlier run: with MAX_RESTARTS add "
+            '--resume to go on from them, or name another --work-dir'
+        )
     return resume

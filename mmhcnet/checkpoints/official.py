@@ -1,4 +1,5 @@
 """Reading checkpoints as the papers' authors publish them."""
+
 from mmhcnet.errors import UserError
 
 from .reader import read_file

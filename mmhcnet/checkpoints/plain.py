@@ -1,4 +1,5 @@
 """What a checkpoint holds, as plain data: any program reads it with ``weights_only=True``."""
+
 import collections
 from typing import Any, Dict, List, Tuple
 
@@ -34,30 +35,45 @@ def plain(value: Any, where: str = '') -> Tuple[Any, List[str]]:
     if isinstance(value, np.ndarray) and value.dtype != object:
         return value.tolist(), objects
     if isinstance(value, torch.Tensor) or type(value) in (
-            type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device,
-            torch.Size):
+        type(None),
+        bool,
+        int,
+        float,
+        complex,
+        str,
+        bytes,
+        torch.dtype,
+        torch.device,
+        torch.Size,
+    ):
         return value, objects
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value), objects
     if isinstance(value, dict):
-        kind = type(value) if type(value) in (
-            collections.OrderedDict, collections.Counter) else dict
+        kind = (
+            type(value) if type(value) in (collections.OrderedDict, collections.Counter) else dict
+        )
         # Not items(), which in a ConfigDict may build what it holds.
         new = kind({inside('a key', key): inside(key, value[key]) for key in value})
         if hasattr(value, '_metadata'):
             new._metadata = inside('_metadata', value._metadata)
         return new, objects
     if isinstance(value, (list, tuple, set, collections.deque)):
-        kind = next(kind for kind in (tuple, set, list, collections.deque)
-                    if isinstance(value, kind))
+        kind = next(
+            kind for kind in (tuple, set, list, collections.deque) if isinstance(value, kind)
+        )
         return (list if kind is collections.deque else kind)(
-            [inside(index, item) for index, item in enumerate(value)]), objects
+            [inside(index, item) for index, item in enumerate(value)]
+        ), objects
     return value, [f'{where}: {type(value).__name__}']
 
 
 def with_logs(log_scalars: Dict[str, Any]) -> Dict[str, Any]:
     """mmengine's logs of scalars as its message hub takes them from a checkpoint."""
-    return {name: HistoryBuffer(*(np.array(log[key]) for key in _LOG[:2]), int(log[_LOG[2]]))
-            if isinstance(log, dict) and set(log) == set(_LOG) else log
-            for name, log in log_scalars.items()}
+    return {
+        name: HistoryBuffer(*(np.array(log[key]) for key in _LOG[:2]), int(log[_LOG[2]]))
+        if isinstance(log, dict) and set(log) == set(_LOG)
+        else log
+        for name, log in log_scalars.items()
+    }

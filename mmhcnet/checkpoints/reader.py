@@ -4,15 +4,20 @@ A checkpoint is a pickle, and a pickle may call any function; here :mod:`.format
 makes plain data and tensors only. A config is a program too, and mmengine runs the text of one that
 it finds in a checkpoint: that text is left out.
 """
+
 import os
 from functools import partial
 from typing import Any, Callable, Dict, Optional
 
 import torch
 from mmengine.runner import CheckpointLoader
-from mmengine.runner.checkpoint import (_get_mmengine_home, get_deprecated_model_names,
-                                        get_external_models, get_mmcls_models,
-                                        get_torchvision_models)
+from mmengine.runner.checkpoint import (
+    _get_mmengine_home,
+    get_deprecated_model_names,
+    get_external_models,
+    get_mmcls_models,
+    get_torchvision_models,
+)
 from torch import Tensor
 
 from mmhcnet.errors import UserError, nearest
@@ -20,8 +25,10 @@ from mmhcnet.errors import UserError, nearest
 from .download import download
 from .formats import Refused, open_regular, read_plain
 
-_CONVERT = ('where it may run anything, as in a container: python -c "import torch; torch.save({}, '
-            "'weights.pth')\"")
+_CONVERT = (
+    'where it may run anything, as in a container: python -c "import torch; torch.save({}, '
+    "'weights.pth')\""
+)
 _PROGRAMS = {
     'a TorchScript program': _CONVERT.format("torch.jit.load('{0}', 'cpu').state_dict()"),
     'a tar archive': _CONVERT.format("torch.load('{0}', 'cpu', weights_only=False)"),
@@ -50,8 +57,9 @@ def read_file(path: str, map_location: Any = None, lenient: bool = False) -> Any
         except Refused as error:
             what = str(error)
             if what in _PROGRAMS:
-                raise UserError(f"'{path}' is {what} and not weights: convert it "
-                                f'{_PROGRAMS[what].format(path)}') from None
+                raise UserError(
+                    f"'{path}' is {what} and not weights: convert it {_PROGRAMS[what].format(path)}"
+                ) from None
             raise UserError(
                 f"'{path}' is refused: besides weights it holds '{what}', and loading that could "
                 'run any program. If you trust where the file is from, add --trust-checkpoint'
@@ -59,8 +67,10 @@ def read_file(path: str, map_location: Any = None, lenient: bool = False) -> Any
         except Exception as error:
             # A damaged file can fail in any way.
             reason = (str(error).strip() or repr(error)).splitlines()[0]
-            raise UserError(f"'{path}' is not a checkpoint that torch can read ({reason}): copy or "
-                            'download it again') from error
+            raise UserError(
+                f"'{path}' is not a checkpoint that torch can read ({reason}): copy or "
+                'download it again'
+            ) from error
 
 
 def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict:
@@ -86,22 +96,28 @@ def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict
         checkpoint = read_file(path, map_location)
     fault = _fault_of_weights(checkpoint)
     if fault:
-        raise UserError(f"'{path}' {fault}: give a checkpoint, or what "
-                        'torch.save(model.state_dict(), ...) writes')
+        raise UserError(
+            f"'{path}' {fault}: give a checkpoint, or what "
+            'torch.save(model.state_dict(), ...) writes'
+        )
     return checkpoint if trust else _without_programs(checkpoint)
 
 
 def _fault_of_weights(checkpoint: Any) -> Optional[str]:
-    weights = checkpoint.get('state_dict', checkpoint) if isinstance(
-        checkpoint, dict) else checkpoint
+    weights = (
+        checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else checkpoint
+    )
     if not isinstance(weights, dict):
         return f'holds no weights, but a {type(weights).__name__} where a dict of them should be'
     for key, value in weights.items():
         if type(key) is not str:
             return f'holds no weights, but a dict with a key of type {type(key).__name__}'
         # A bare dict may be a checkpoint in the form of other projects.
-        if weights is not checkpoint and not isinstance(value, Tensor) and not (
-                key.endswith('_extra_state')):
+        if (
+            weights is not checkpoint
+            and not isinstance(value, Tensor)
+            and not (key.endswith('_extra_state'))
+        ):
             return f"holds a {type(value).__name__} as the weight '{key}'"
     return None
 
@@ -122,8 +138,14 @@ def load_url(url: str, map_location: Any = None, trust: bool = False) -> dict:
     return load_local(download(url), map_location, trust)
 
 
-def _load_named(name: str, map_location: Any = None, trust: bool = False, *,
-                models: Callable[[], Dict[str, str]], owner: str) -> dict:
+def _load_named(
+    name: str,
+    map_location: Any = None,
+    trust: bool = False,
+    *,
+    models: Callable[[], Dict[str, str]],
+    owner: str,
+) -> dict:
     name = name.split('://', 1)[1]
     known = models()
     if name not in known:
@@ -136,21 +158,30 @@ def _load_named(name: str, map_location: Any = None, trust: bool = False, *,
 
 def _openmmlab_models() -> Dict[str, str]:
     known = get_external_models()
-    return {**known, **{old: known[new] for old, new in get_deprecated_model_names().items()
-                        if new in known}}
+    return {
+        **known,
+        **{old: known[new] for old, new in get_deprecated_model_names().items() if new in known},
+    }
 
 
 def _load_mmcls(name: str, map_location: Any = None, trust: bool = False) -> dict:
     """The backbone of a classifier, as mmengine takes it from there."""
     checkpoint = _load_named(name, map_location, trust, models=get_mmcls_models, owner='mmcls')
     weights = checkpoint.get('state_dict', checkpoint)
-    return dict(state_dict={key.removeprefix('backbone.'): value for key, value in weights.items()
-                            if key.startswith('backbone.')})
+    return dict(
+        state_dict={
+            key.removeprefix('backbone.'): value
+            for key, value in weights.items()
+            if key.startswith('backbone.')
+        }
+    )
 
 
 def _refuse(path: str, map_location: Any = None) -> dict:
-    raise UserError(f"'{path}' is not read from there: download the file and give its path, or "
-                    'add --trust-checkpoint')
+    raise UserError(
+        f"'{path}' is not read from there: download the file and give its path, or "
+        'add --trust-checkpoint'
+    )
 
 
 def load_safely(trust: bool = False) -> None:
@@ -163,18 +194,25 @@ def load_safely(trust: bool = False) -> None:
         trust (bool): Files may hold anything, and remote storages are read as mmengine does.
     """
     for prefixes, loader, name in (
-            ('', load_local, 'local'),
-            (('http://', 'https://'), load_url, 'http'),
-            (('modelzoo://', 'torchvision://'),
-             partial(_load_named, models=get_torchvision_models, owner='torchvision'),
-             'torchvision'),
-            (('open-mmlab://', 'openmmlab://'),
-             partial(_load_named, models=_openmmlab_models, owner='OpenMMLab'), 'openmmlab'),
-            ('mmcls://', _load_mmcls, 'mmcls')):
+        ('', load_local, 'local'),
+        (('http://', 'https://'), load_url, 'http'),
+        (
+            ('modelzoo://', 'torchvision://'),
+            partial(_load_named, models=get_torchvision_models, owner='torchvision'),
+            'torchvision',
+        ),
+        (
+            ('open-mmlab://', 'openmmlab://'),
+            partial(_load_named, models=_openmmlab_models, owner='OpenMMLab'),
+            'openmmlab',
+        ),
+        ('mmcls://', _load_mmcls, 'mmcls'),
+    ):
         function = partial(loader, trust=trust)
         # mmengine logs it.
         function.__name__ = f'load_from_{name}'
         CheckpointLoader.register_scheme(prefixes, function, force=True)
     if not trust:
         CheckpointLoader.register_scheme(
-            ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), _refuse, force=True)
+            ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://'), _refuse, force=True
+        )

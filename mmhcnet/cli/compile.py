@@ -3,6 +3,7 @@
 The blocks of a stage are alike, so that they share one compiled graph: HcNet-T takes 4 compilations
 for its 29 blocks. What surrounds them, as heads that work on lists of boxes, is left as it is.
 """
+
 import time
 from contextlib import contextmanager
 from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
@@ -28,6 +29,7 @@ _GRAPHS = 64
 
 class Compilation(NamedTuple):
     """Graphs that were compiled, and how long it took."""
+
     graphs: int
     seconds: float
 
@@ -43,7 +45,8 @@ class _Step:
         if self.size not in (None, size):
             raise UserError(
                 '--compile graphs needs images of one size, and an image of {}x{} came after one '
-                'of {}x{}: use --compile without graphs'.format(*size, *self.size))
+                'of {}x{}: use --compile without graphs'.format(*size, *self.size)
+            )
         self.size = size
         torch.compiler.cudagraph_mark_step_begin()
 
@@ -56,14 +59,17 @@ def backbones_of(model: nn.Module) -> List[HierarchicalBackbone]:
     """
     backbones = [part for part in model.modules() if isinstance(part, HierarchicalBackbone)]
     if not backbones:
-        raise UserError('--compile compiles the blocks of HcNet and VHeat, and this model has '
-                        'none: leave it out, or set compile=True in the config, by which mmengine '
-                        'compiles the model as a whole')
+        raise UserError(
+            '--compile compiles the blocks of HcNet and VHeat, and this model has '
+            'none: leave it out, or set compile=True in the config, by which mmengine '
+            'compiles the model as a whole'
+        )
     return backbones
 
 
-def compile_blocks(model: nn.Module, dynamic: bool = False,
-                   graphs: bool = False) -> List[RemovableHandle]:
+def compile_blocks(
+    model: nn.Module, dynamic: bool = False, graphs: bool = False
+) -> List[RemovableHandle]:
     """Lets the blocks of all HcNets and VHeats in a model run compiled, from their next call on.
 
     Parameters, state dict and hooks stay as they are, and a copy of the model is not compiled.
@@ -102,9 +108,10 @@ class Compilations:
 
     def __init__(self):
         from torch._dynamo.utils import counters
+
         self._stats = counters['stats']
         self._before = self._stats['unique_graphs']
-        self._begin = self._seconds = 0.
+        self._begin = self._seconds = 0.0
 
     def start(self, *_: Any) -> None:
         self._begin = time.perf_counter()
@@ -127,12 +134,12 @@ def compiling() -> Iterator[Compilations]:
     from torch._dynamo import config as dynamo
     from torch._dynamo.callback import callback_handler
     from torch.fx.experimental import _config as shapes
+
     compilations = Compilations()
     callback_handler.register_start_callback(compilations.start)
     callback_handler.register_end_callback(compilations.end)
     try:
-        with dynamo.patch(recompile_limit=_GRAPHS), \
-                shapes.patch(use_duck_shape=False):
+        with dynamo.patch(recompile_limit=_GRAPHS), shapes.patch(use_duck_shape=False):
             yield compilations
     finally:
         callback_handler.remove_start_callback(compilations.start)
@@ -155,14 +162,18 @@ def check_compile(mode: Optional[str], cfg: Config, split: str, device: str) -> 
         return
     # From 2.7 on parameters are inputs of a graph, which blocks can share.
     if tuple(int(part) for part in torch.__version__.split('.')[:2]) < (2, 7):
-        raise UserError(f'--compile needs torch 2.7 or newer, and this is {torch.__version__}: '
-                        'leave it out')
+        raise UserError(
+            f'--compile needs torch 2.7 or newer, and this is {torch.__version__}: leave it out'
+        )
     if cfg.get('compile'):
-        raise UserError('the config has compile=..., by which mmengine compiles the model as a '
-                        'whole: leave out that or --compile')
+        raise UserError(
+            'the config has compile=..., by which mmengine compiles the model as a '
+            'whole: leave out that or --compile'
+        )
     if mode == 'graphs':
         _check_graphs(cfg, split, device)
     from torch._inductor.cpp_builder import get_cpp_compiler
+
     try:
         # What the second line needs may lie in a cache.
         get_cpp_compiler()
@@ -180,12 +191,16 @@ def _check_graphs(cfg: Config, split: str, device: str) -> None:
         raise UserError('--compile graphs needs a GPU: use --compile without graphs')
     step = varying_step(cfg, split)
     if step:
-        raise UserError(f'--compile graphs needs images of one size, and those of '
-                        f'{split}_dataloader differ by {step}: use --compile without graphs')
+        raise UserError(
+            f'--compile graphs needs images of one size, and those of '
+            f'{split}_dataloader differ by {step}: use --compile without graphs'
+        )
     if cfg.get('optim_wrapper', {}).get('accumulative_counts', 1) > 1:
-        raise UserError('--compile graphs takes the memory of gradients afresh in each iteration '
-                        'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or '
-                        'use --compile without graphs')
+        raise UserError(
+            '--compile graphs takes the memory of gradients afresh in each iteration '
+            'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or '
+            'use --compile without graphs'
+        )
 
 
 class CompileHook(Hook):
@@ -223,8 +238,9 @@ class CompileHook(Hook):
     def before_test(self, runner: Runner) -> None:
         self._compile(runner, 'test')
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
         if self._logged is None:
             self._log(runner)
 
@@ -236,10 +252,14 @@ class CompileHook(Hook):
 
     def _log(self, runner: Runner, which: str = '') -> None:
         self._logged = self.compilations.so_far()
-        blocks = sum(len(stage) for backbone in backbones_of(runner.model)
-                     for stage in backbone.stages)
-        runner.logger.info('--compile: {} compilations for {} blocks took {:.1f} s{}'.format(
-            self._logged.graphs, blocks, self._logged.seconds, which))
+        blocks = sum(
+            len(stage) for backbone in backbones_of(runner.model) for stage in backbone.stages
+        )
+        runner.logger.info(
+            '--compile: {} compilations for {} blocks took {:.1f} s{}'.format(
+                self._logged.graphs, blocks, self._logged.seconds, which
+            )
+        )
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 """Load a config as the tools do: command-line options, work directory, schedule, data check."""
+
 import importlib.util
 import inspect
 import os
@@ -37,37 +38,65 @@ def stock_config(name: str) -> str:
         raise FileNotFoundError(f"'{name}' is a config of {package}, which is not installed")
     found = Path(spec.origin).parent / '.mim' / 'configs' / path
     if not found.is_file():
-        raise FileNotFoundError(f"{package} carries no config '{path}'; those it has are below "
-                                f"'{found.parents[path.count('/')]}'")
+        raise FileNotFoundError(
+            f"{package} carries no config '{path}'; those it has are below "
+            f"'{found.parents[path.count('/')]}'"
+        )
     return str(found)
 
 
 # What a config may hold besides the arguments of a runner. The first are read by mmengine's Runner
 # itself, which tests/test_cli/test_config.py compares with its source; the others by mmengine's
 # PrepareTTAHook and by the tools.
-RUNNER_KEYS = ('activation_checkpointing', 'compile', 'efficient_conv_bn_eval',
-               'find_unused_parameters', 'model_wrapper_cfg', 'sync_bn')
+RUNNER_KEYS = (
+    'activation_checkpointing',
+    'compile',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'sync_bn',
+)
 TOOL_KEYS = ('data_help', 'fit_schedule', 'runner_type', 'tta_model', 'tta_pipeline')
 
 
 # mmengine leaves one of these out where a config sets it to None, and fails on any other name.
-MMENGINE_HOOKS = ('runtime_info', 'timer', 'sampler_seed', 'logger', 'param_scheduler',
-                  'checkpoint')
+MMENGINE_HOOKS = (
+    'runtime_info',
+    'timer',
+    'sampler_seed',
+    'logger',
+    'param_scheduler',
+    'checkpoint',
+)
 
 
 # Settings that are a dict, parents first, each with a key in it for the message; * is any name.
 DICTS = {
-    'model': 'backbone.arch', 'model.backbone': 'arch', 'data_preprocessor': 'mean',
-    'train_cfg': 'max_epochs', 'val_cfg': 'type', 'test_cfg': 'type',
-    'optim_wrapper': 'optimizer.lr', 'optim_wrapper.optimizer': 'lr',
+    'model': 'backbone.arch',
+    'model.backbone': 'arch',
+    'data_preprocessor': 'mean',
+    'train_cfg': 'max_epochs',
+    'val_cfg': 'type',
+    'test_cfg': 'type',
+    'optim_wrapper': 'optimizer.lr',
+    'optim_wrapper.optimizer': 'lr',
     **{f'{split}_dataloader': 'batch_size' for split in ('train', 'val', 'test')},
     **{f'{split}_dataloader.dataset': 'data_root' for split in ('train', 'val', 'test')},
-    'default_hooks': 'logger.interval', 'default_hooks.*': 'type', 'env_cfg': 'cudnn_benchmark',
-    'log_processor': 'window_size', 'randomness': 'seed', 'auto_scale_lr': 'base_batch_size',
-    'visualizer': 'type'}
+    'default_hooks': 'logger.interval',
+    'default_hooks.*': 'type',
+    'env_cfg': 'cudnn_benchmark',
+    'log_processor': 'window_size',
+    'randomness': 'seed',
+    'auto_scale_lr': 'base_batch_size',
+    'visualizer': 'type',
+}
 # Of these there may be several, in a list.
-LISTS = {'param_scheduler': 'end', 'val_evaluator': 'type', 'test_evaluator': 'type',
-         'custom_hooks': 'type'}
+LISTS = {
+    'param_scheduler': 'end',
+    'val_evaluator': 'type',
+    'test_evaluator': 'type',
+    'custom_hooks': 'type',
+}
 
 
 def _check_dicts(cfg: Config) -> None:
@@ -79,18 +108,22 @@ def _check_dicts(cfg: Config) -> None:
     for key, inner in DICTS.items():
         holder, _, last = key.rpartition('.')
         settings = cfg.get(holder) if holder else cfg
-        for name in (list(settings or ()) if last == '*' else [last]):
+        for name in list(settings or ()) if last == '*' else [last]:
             value = (settings or {}).get(name)
             at = f'{holder}.{name}' if holder else name
             if isinstance(value, (str, int, float, list, tuple)):
-                raise UserError(f'{at} is a dict, and is set to {value!r}: set one of its keys, as '
-                                f'in {at}.{inner}=VALUE')
+                raise UserError(
+                    f'{at} is a dict, and is set to {value!r}: set one of its keys, as '
+                    f'in {at}.{inner}=VALUE'
+                )
     for key, inner in LISTS.items():
         value = cfg.get(key)
         items = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(item, (str, int, float, list, tuple)) for item in items):
-            raise UserError(f'{key} is a dict or a list of dicts, and is set to {value!r}: set one '
-                            f'of its keys, as in {key}.{inner}=VALUE or {key}.0.{inner}=VALUE')
+            raise UserError(
+                f'{key} is a dict or a list of dicts, and is set to {value!r}: set one '
+                f'of its keys, as in {key}.{inner}=VALUE or {key}.0.{inner}=VALUE'
+            )
 
 
 def _leave_out_hooks(cfg: Config) -> None:
@@ -108,8 +141,9 @@ def _check_options(cfg: Config, options: dict) -> None:
     for key in options:
         first = key.split('.')[0]
         if first not in known:
-            raise UserError(f"the config has no key '{first}' for the option '{key}'"
-                            f'{nearest(first, known)}')
+            raise UserError(
+                f"the config has no key '{first}' for the option '{key}'{nearest(first, known)}"
+            )
 
 
 def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str]) -> Config:
@@ -125,13 +159,16 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
             a dict is read.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"no config file '{path}'; configs of this project are below "
-                                'configs/')
+        raise FileNotFoundError(
+            f"no config file '{path}'; configs of this project are below configs/"
+        )
     try:
         cfg = Config.fromfile(path)
     except RecursionError as error:
-        raise UserError(f"cannot read the config '{path}': its _base_ leads back to a config that "
-                        'inherits from it') from error
+        raise UserError(
+            f"cannot read the config '{path}': its _base_ leads back to a config that "
+            'inherits from it'
+        ) from error
     except Exception as error:
         # What runs in a config can fail in any way.
         raise UserError(f"cannot read the config '{path}': {explain(error)}") from error
@@ -147,8 +184,9 @@ def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str])
         try:
             cfg.merge_from_dict({key: value})
         except (KeyError, TypeError) as error:
-            raise UserError(f"the option '{key}' does not fit the config: {explain(error)}"
-                            ) from error
+            raise UserError(
+                f"the option '{key}' does not fit the config: {explain(error)}"
+            ) from error
     _check_dicts(cfg)
     _leave_out_hooks(cfg)
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
@@ -165,22 +203,28 @@ def check_training(cfg: Config) -> None:
     """
     if not cfg.get('train_cfg'):
         raise UserError('the config has no train_cfg: add one with max_epochs or max_iters')
-    for key, kind, least in (('train_cfg.val_interval', int, 1), ('randomness.seed', int, 0),
-                             ('optim_wrapper.optimizer.lr', (int, float), 0),
-                             ('optim_wrapper.optimizer.weight_decay', (int, float), 0)):
+    for key, kind, least in (
+        ('train_cfg.val_interval', int, 1),
+        ('randomness.seed', int, 0),
+        ('optim_wrapper.optimizer.lr', (int, float), 0),
+        ('optim_wrapper.optimizer.weight_decay', (int, float), 0),
+    ):
         value = cfg
         for part in key.split('.'):
             value = (value or {}).get(part)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)
-                                  or not value >= least):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, kind) or not value >= least
+        ):
             what = 'a whole number' if kind is int else 'a number'
             hint = '; --no-validate leaves the validation out' if 'val_interval' in key else ''
             raise UserError(f'{key} must be {what} of at least {least}, got {value!r}{hint}')
     settings = cfg.get('model', {}).get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     std = settings.get('std')
     if isinstance(std, (list, tuple)) and 0 in std:
-        raise UserError(f'std of data_preprocessor is {list(std)}, and images are divided by it: '
-                        'write the standard deviation of the pixels')
+        raise UserError(
+            f'std of data_preprocessor is {list(std)}, and images are divided by it: '
+            'write the standard deviation of the pixels'
+        )
 
 
 def check_optimizer(cfg: Config) -> None:
@@ -229,11 +273,15 @@ def use_layer_depths(cfg: Config) -> None:
     theirs = 'LearningRateDecayOptimizerConstructor'
     wrapper, backbone = cfg.get('optim_wrapper') or {}, cfg.get('model', {}).get('backbone') or {}
     name = wrapper.get('constructor')
-    if name in (theirs, f'mmdet.{theirs}', f'mmseg.{theirs}') \
-            and str(backbone.get('type')).startswith('mmhcnet.'):
+    if name in (theirs, f'mmdet.{theirs}', f'mmseg.{theirs}') and str(
+        backbone.get('type')
+    ).startswith('mmhcnet.'):
         wrapper.constructor = f'mmhcnet.{theirs}'
-        print_log(f'optim_wrapper.constructor is mmhcnet.{theirs}: {theirs} of {cfg.default_scope} '
-                  'knows no backbone of mmhcnet.', logger='current')
+        print_log(
+            f'optim_wrapper.constructor is mmhcnet.{theirs}: {theirs} of {cfg.default_scope} '
+            'knows no backbone of mmhcnet.',
+            logger='current',
+        )
 
 
 def as_list(value: Any) -> list:
@@ -244,8 +292,9 @@ def as_list(value: Any) -> list:
 def is_type(settings: dict, name: str) -> bool:
     """Whether a config's ``type`` is a class of this name, of whatever package."""
     found = settings.get('type')
-    return (found.split('.')[-1] if isinstance(found, str) else getattr(found, '__name__', '')
-            ) == name
+    return (
+        found.split('.')[-1] if isinstance(found, str) else getattr(found, '__name__', '')
+    ) == name
 
 
 def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
@@ -306,7 +355,7 @@ def data_paths(cfg: Config, split: str) -> Iterator[Tuple[str, str, bool]]:
             path = os.path.join(root, dataset['ann_file'])
             yield path, f'{key}.ann_file', listed and '://' not in path
         prefix = dataset.get('data_prefix')
-        for name, folder in (prefix.items() if isinstance(prefix, dict) else ()):
+        for name, folder in prefix.items() if isinstance(prefix, dict) else ():
             path = os.path.join(root, folder)
             yield path, f'{key}.data_prefix.{name}', local and '://' not in path
     evaluators = cfg.get(f'{split}_evaluator') or []
@@ -331,8 +380,10 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
     help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
     for path, key, local in data_paths(cfg, split):
         if local and not os.path.exists(path):
-            yield (f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
-                   f'to yours with --cfg-options {key}=...')
+            yield (
+                f"the data path '{path}' does not exist. Prepare it (see {help_text}) or point "
+                f'to yours with --cfg-options {key}=...'
+            )
 
 
 def check_data(cfg: Config, splits: Iterable[str]) -> None:
@@ -350,8 +401,11 @@ def check_data(cfg: Config, splits: Iterable[str]) -> None:
             raise FileNotFoundError(message)
         elsewhere = [path for path, _, local in data_paths(cfg, split) if not local]
         if elsewhere:
-            print_log(f'Not looked for, because they are in another storage: '
-                      f'{", ".join(dict.fromkeys(elsewhere))}', logger='current')
+            print_log(
+                f'Not looked for, because they are in another storage: '
+                f'{", ".join(dict.fromkeys(elsewhere))}',
+                logger='current',
+            )
 
 
 def add_tensorboard(cfg: Config) -> None:

@@ -1,4 +1,5 @@
 """Which line of a user's config an error comes from."""
+
 import ast
 import os
 import re
@@ -26,16 +27,22 @@ def fault_line(error: BaseException, message: str, config: Optional[str]) -> Opt
     """
     files = _files(Path(config)) if config else []
     for path in files:
-        line = (_line_of_syntax_error(path) or _line_of_missing_base(path)
-                or _line_in_traceback(error, path))
+        line = (
+            _line_of_syntax_error(path)
+            or _line_of_missing_base(path)
+            or _line_in_traceback(error, path)
+        )
         if line:
             return _shown(path, line)
-    for key, value in [*_settings_named(error), *((quoted, ...) for quoted in
-                                                  _QUOTED.findall(message)[:1])]:
+    for key, value in [
+        *_settings_named(error),
+        *((quoted, ...) for quoted in _QUOTED.findall(message)[:1]),
+    ]:
         for path in files:
             for line, name, node in _settings(path):
                 if (name == key and _may_be(node, value)) or (
-                        value is ... and isinstance(node, ast.Constant) and node.value == key):
+                    value is ... and isinstance(node, ast.Constant) and node.value == key
+                ):
                     return _shown(path, line)
     return None
 
@@ -108,8 +115,11 @@ def _line_of_missing_base(path: Path) -> Optional[int]:
 def _line_in_traceback(error: BaseException, path: Path) -> Optional[int]:
     lines = []
     while error is not None:
-        lines += [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-                  if os.path.abspath(frame.filename) == os.path.abspath(path)]
+        lines += [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if os.path.abspath(frame.filename) == os.path.abspath(path)
+        ]
         error = error.__cause__
     return lines[-1] if lines else None
 
@@ -118,8 +128,14 @@ def _settings_named(error: BaseException) -> List[Tuple[str, Any]]:
     """Settings of the innermost object that was being built, as far as the error names them."""
     if isinstance(error, UserError):
         return []
-    built = [frame.f_locals['cfg'] for frame, _ in traceback.walk_tb(error.__traceback__)
-             if frame.f_code.co_name == 'build_from_cfg' and 'cfg' in frame.f_locals]
+    built = [
+        frame.f_locals['cfg']
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == 'build_from_cfg' and 'cfg' in frame.f_locals
+    ]
     words = set(re.findall(r'\w+', str(error)))
-    return [(key, value) for key, value in (built[-1].items() if built else ())
-            if key in words or key == 'type' and 'is not in the' in str(error)]
+    return [
+        (key, value)
+        for key, value in (built[-1].items() if built else ())
+        if key in words or key == 'type' and 'is not in the' in str(error)
+    ]

@@ -1,4 +1,5 @@
 """A distributed run: who started it, and what it needs on a machine without a GPU."""
+
 import os
 
 import torch.distributed
@@ -9,9 +10,11 @@ from mmhcnet.errors import UserError
 
 
 # What each launcher sets, and mmengine reads.
-_SET_BY = dict(pytorch=('RANK', 'torchrun', 'tools/dist_train.sh'),
-               slurm=('SLURM_PROCID', 'srun', 'tools/slurm_train.sh'),
-               mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun', 'mpirun'))
+_SET_BY = dict(
+    pytorch=('RANK', 'torchrun', 'tools/dist_train.sh'),
+    slurm=('SLURM_PROCID', 'srun', 'tools/slurm_train.sh'),
+    mpi=('OMPI_COMM_WORLD_LOCAL_RANK', 'mpirun', 'mpirun'),
+)
 
 
 def check_launcher(launcher: str) -> None:
@@ -22,8 +25,10 @@ def check_launcher(launcher: str) -> None:
     """
     variable, program, command = _SET_BY.get(launcher, (None, None, None))
     if variable and variable not in os.environ:
-        raise UserError(f'--launcher {launcher} is given by {program}, which sets {variable}: '
-                        f'start the run with {command}, or leave --launcher out')
+        raise UserError(
+            f'--launcher {launcher} is given by {program}, which sets {variable}: '
+            f'start the run with {command}, or leave --launcher out'
+        )
 
 
 def prepare_distributed(cfg: Config) -> None:
@@ -43,7 +48,8 @@ def prepare_distributed(cfg: Config) -> None:
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
     _replace_sync_bn(cfg.model)
 
 

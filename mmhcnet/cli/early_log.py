@@ -1,4 +1,5 @@
 """What is logged before there is a runner reaches its log file too."""
+
 import logging
 import sys
 from contextlib import contextmanager

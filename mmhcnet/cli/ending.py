@@ -1,4 +1,5 @@
 """The end of a run, however it comes about: it leaves no worker and no process group behind."""
+
 import signal
 import sys
 from contextlib import contextmanager

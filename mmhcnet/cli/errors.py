@@ -1,4 +1,5 @@
 """How the tools end on an error: one line that says how to fix it."""
+
 import inspect
 import json
 import os
@@ -41,8 +42,12 @@ def _registered(kind: Optional[str] = None) -> Dict[str, type]:
 def _ours(name: str, kind: str) -> Optional[str]:
     """The name with its scope, where it is one of this package's."""
     for value in vars(mmhcnet.registry).values():
-        if isinstance(value, Registry) and value.scope == 'mmhcnet' and value.name == kind \
-                and name in (value.import_from_location() or value.module_dict):
+        if (
+            isinstance(value, Registry)
+            and value.scope == 'mmhcnet'
+            and value.name == kind
+            and name in (value.import_from_location() or value.module_dict)
+        ):
             return f'mmhcnet.{name}'
     return None
 
@@ -59,21 +64,29 @@ def explain(error: BaseException) -> str:
     cls = {'DataLoader': DataLoader, **_registered()}.get(match[1]) if match else None
     if cls is not None:
         known = list(inspect.signature(cls).parameters)
-        return (f"{match[1]} has no argument '{match[2]}'{nearest(match[2], known)} It takes: "
-                f'{", ".join(known)}')
+        return (
+            f"{match[1]} has no argument '{match[2]}'{nearest(match[2], known)} It takes: "
+            f'{", ".join(known)}'
+        )
     match = re.match(r"'?([\w.]+) is not in the (\S+)::([\w ]+) registry", text)
     if match and _ours(match[1], match[3]):
-        return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}; write it with its "
-                f"scope: '{_ours(match[1], match[3])}'")
+        return (
+            f"there is no {match[3]} of type '{match[1]}' in {match[2]}; write it with its "
+            f"scope: '{_ours(match[1], match[3])}'"
+        )
     if match:
-        return (f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
-                f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '
-                'custom_imports in the config')
+        return (
+            f"there is no {match[3]} of type '{match[1]}' in {match[2]}"
+            f'{nearest(match[1], _registered(match[3]))} For one of your own add its module to '
+            'custom_imports in the config'
+        )
     match = re.search(r'to have (\d+) channels, but got (\d+) channels', text)
     if match:
-        return (f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, '
-                f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as '
-                'many numbers in mean and std of data_preprocessor')
+        return (
+            f'a layer takes {match[1]} channels and is given {match[2]}; if it is the first, '
+            f'the images have {match[2]}: set model.backbone.in_channels={match[2]}, with as '
+            'many numbers in mean and std of data_preprocessor'
+        )
     if isinstance(error, json.JSONDecodeError):
         return f'an annotation file is not complete JSON: {text}'
     # The message of such an error is the key alone.
@@ -103,8 +116,16 @@ class FirstStep(Hook):
 
 def _rank() -> int:
     """The rank of this process, which may have failed before it joined the others."""
-    return int(next((os.environ[name] for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
-                     if name in os.environ), 0))
+    return int(
+        next(
+            (
+                os.environ[name]
+                for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK')
+                if name in os.environ
+            ),
+            0,
+        )
+    )
 
 
 def _save_traceback(folder: Optional[str]) -> Optional[str]:
@@ -132,7 +153,8 @@ def _save_traceback(folder: Optional[str]) -> Optional[str]:
         return None
     try:
         with tempfile.NamedTemporaryFile(
-                prefix='mmhcnet-error-', suffix='.log', delete=False) as file:
+            prefix='mmhcnet-error-', suffix='.log', delete=False
+        ) as file:
             file.write(text)
         return file.name
     except OSError:
@@ -140,10 +162,12 @@ def _save_traceback(folder: Optional[str]) -> Optional[str]:
 
 
 @contextmanager
-def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
-                    begun: Callable[[], bool] = lambda: False,
-                    config: Callable[[], Optional[str]] = lambda: None,
-                    whole: Callable[[], bool] = lambda: False) -> Iterator[None]:
+def one_line_errors(
+    log_dir: Optional[Callable[[], Optional[str]]] = None,
+    begun: Callable[[], bool] = lambda: False,
+    config: Callable[[], Optional[str]] = lambda: None,
+    whole: Callable[[], bool] = lambda: False,
+) -> Iterator[None]:
     """End the program with one line instead of a traceback on a mistake in config or command.
 
     Until the first iteration is done, and in the first validation, whatever fails comes from what
@@ -164,13 +188,18 @@ def one_line_errors(log_dir: Optional[Callable[[], Optional[str]]] = None,
         yield
     except Exception as error:
         saved = _save_traceback(log_dir()) if log_dir else None
-        if whole() or os.environ.get('MMHCNET_TRACEBACK', '0') not in ('', '0') or (
-                begun() and not isinstance(error, UserError)):
+        if (
+            whole()
+            or os.environ.get('MMHCNET_TRACEBACK', '0') not in ('', '0')
+            or (begun() and not isinstance(error, UserError))
+        ):
             raise
         message = explain(error)
         at = fault_line(error, message, config())
-        sys.exit(f'Error: {f"{at}: " if at else ""}{message}'
-                 f'{f" (the traceback is in {saved})" if saved else ""}')
+        sys.exit(
+            f'Error: {f"{at}: " if at else ""}{message}'
+            f'{f" (the traceback is in {saved})" if saved else ""}'
+        )
 
 
 def import_task(scope: str) -> None:
@@ -190,8 +219,8 @@ def import_task(scope: str) -> None:
         import_module(f'{scope}.models')
     except Exception as error:  # a package that does not fit may raise anything
         failure = {f'{scope}.models': f'{type(error).__name__}: {error}'}
-        found = [finding for check in CHECKS
-                 for finding in check(Facts(installed_versions(), failure))]
+        found = [
+            finding for check in CHECKS for finding in check(Facts(installed_versions(), failure))
+        ]
         cure = f'{found[0].problem}: {found[0].cure}. ' if found else ''
-        raise UserError(f'import {scope}.models fails: {explain(error)}. {cure}{ADVICE}'
-                        ) from error
+        raise UserError(f'import {scope}.models fails: {explain(error)}. {cure}{ADVICE}') from error

@@ -1,4 +1,5 @@
 """Whether the images that a config feeds to its model have one size, judged from its pipelines."""
+
 from typing import Iterator, List, Optional
 
 from mmengine.config import Config
@@ -6,9 +7,20 @@ from mmengine.config import Config
 # Steps after which all images have one size, after which they may differ, and which choose
 # between lists of steps; names of mmcv, mmpretrain, mmdet and mmseg.
 _ONE_SIZE = ('CenterCrop', 'EfficientNetCenterCrop', 'EfficientNetRandomCrop', 'RandomResizedCrop')
-_MANY_SIZES = ('CachedMixUp', 'CachedMosaic', 'Expand', 'MinIoURandomCrop', 'MixUp', 'Mosaic',
-               'RandomAffine', 'RandomCenterCropPad', 'RandomChoiceResize', 'RandomResize',
-               'ResizeEdge', 'ResizeShortestEdge')
+_MANY_SIZES = (
+    'CachedMixUp',
+    'CachedMosaic',
+    'Expand',
+    'MinIoURandomCrop',
+    'MixUp',
+    'Mosaic',
+    'RandomAffine',
+    'RandomCenterCropPad',
+    'RandomChoiceResize',
+    'RandomResize',
+    'ResizeEdge',
+    'ResizeShortestEdge',
+)
 _CHOICES = ('RandomChoice', 'TestTimeAug')
 
 
@@ -46,8 +58,11 @@ def _one_size_behind(step: dict) -> Optional[bool]:
 
 
 def _shown(step: dict) -> str:
-    settings = ', '.join(f'{key}={value!r}' for key, value in step.items()
-                         if key in ('scale', 'scales', 'keep_ratio', 'crop_size', 'crop_type'))
+    settings = ', '.join(
+        f'{key}={value!r}'
+        for key, value in step.items()
+        if key in ('scale', 'scales', 'keep_ratio', 'crop_size', 'crop_type')
+    )
     return f'{_name(step)}({settings})'
 
 

@@ -1,4 +1,5 @@
 """What training and testing do around their runner."""
+
 import os
 from argparse import Namespace
 from typing import Callable
@@ -15,9 +16,11 @@ from .ending import ends_on_sigterm, orderly_end
 from .errors import FirstStep, import_task, one_line_errors
 
 
-def run(parse_args: Callable[[], Namespace],
-        build_config: Callable[[Namespace], Config],
-        start: Callable[[Namespace, Config, Callable[[], Runner]], None]) -> None:
+def run(
+    parse_args: Callable[[], Namespace],
+    build_config: Callable[[Namespace], Config],
+    start: Callable[[Namespace, Config, Callable[[], Runner]], None],
+) -> None:
     """Run a tool: parse, build the config, start a runner; an error ends it with one line.
 
     SIGTERM ends it with exit code 75 before the first iteration, too.
@@ -40,10 +43,17 @@ def run(parse_args: Callable[[], Namespace],
         hand_over(runner.logger)
         return runner
 
-    with one_line_errors(log_dir=lambda: cfg.work_dir if cfg else args and args.work_dir,
-                         begun=lambda: first_step.done, config=lambda: args and args.config,
-                         whole=lambda: args is not None and args.traceback), \
-            orderly_end(lambda: runner), ends_on_sigterm(), early_log() as hand_over:
+    with (
+        one_line_errors(
+            log_dir=lambda: cfg.work_dir if cfg else args and args.work_dir,
+            begun=lambda: first_step.done,
+            config=lambda: args and args.config,
+            whole=lambda: args is not None and args.traceback,
+        ),
+        orderly_end(lambda: runner),
+        ends_on_sigterm(),
+        early_log() as hand_over,
+    ):
         args = parse_args()
         os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
         load_safely(args.trust_checkpoint)

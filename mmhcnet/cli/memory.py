@@ -1,4 +1,5 @@
 """How much memory a run has needed."""
+
 import re
 import resource
 from pathlib import Path
@@ -29,15 +30,20 @@ class PeakMemoryHook(Hook):
 
     torch counts from the last reset only, and mmengine's logger resets it at each line.
     """
+
     # Before LoggerHook, which is BELOW_NORMAL.
     priority = 'NORMAL'
 
     def __init__(self):
         self.peak = 0
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch: Optional[Union[dict, tuple, list]] = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Optional[Union[dict, tuple, list]] = None,
+        outputs: Any = None,
+    ) -> None:
         self.peak = max(self.peak, torch.cuda.max_memory_allocated())
 
     after_val_iter = after_train_iter

@@ -1,4 +1,5 @@
 """Fit the learning-rate schedule of a config to the length of the run."""
+
 import copy
 import inspect
 from typing import List, NamedTuple, Optional
@@ -13,13 +14,17 @@ _LISTS = ('milestones', 'periods')
 # An end at infinity is mmengine's default.
 _ENDLESS = (float('inf'), 10**9)
 # Those that mmhcnet.training.schedulers has for parts of an epoch.
-_FRACTIONAL = tuple(f'{shape}{of}' for shape in ('Constant', 'CosineAnnealing', 'Linear',
-                                                 'MultiStep', 'Poly') for of in ('LR', 'Momentum'))
+_FRACTIONAL = tuple(
+    f'{shape}{of}'
+    for shape in ('Constant', 'CosineAnnealing', 'Linear', 'MultiStep', 'Poly')
+    for of in ('LR', 'Momentum')
+)
 _EXPONENTIAL = ('ExponentialLR', 'ExponentialMomentum')
 
 
 class RunLength(NamedTuple):
     """Length of a training run: ``number`` epochs (``by_epoch``) or iterations."""
+
     number: int
     by_epoch: bool
 
@@ -37,8 +42,9 @@ def run_length(train_cfg: dict) -> RunLength:
         number = train_cfg.get(key)
         if number is not None:
             if not isinstance(number, int) or number < 1:
-                raise ValueError(f'train_cfg.{key} must be a whole number from 1 up, got '
-                                 f'{number!r}')
+                raise ValueError(
+                    f'train_cfg.{key} must be a whole number from 1 up, got {number!r}'
+                )
             return RunLength(number, by_epoch)
     raise ValueError('train_cfg needs max_epochs or max_iters')
 
@@ -74,8 +80,9 @@ def written_for(schedulers: List[dict]) -> Optional[RunLength]:
     for scheduler in schedulers:
         if scheduler.get('by_epoch', True) == by_epoch:
             length = scheduler.get('T_max')
-            end = scheduler.get('end', None if length is None else
-                                scheduler.get('begin', 0) + length)
+            end = scheduler.get(
+                'end', None if length is None else scheduler.get('begin', 0) + length
+            )
             # Without an end a part lasts as long as the run.
             if end in (None, *_ENDLESS):
                 return None
@@ -88,8 +95,7 @@ def _whole(number: float) -> bool:
 
 
 def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
-    """One scheduler with its points multiplied, none of them below ``least`` where it was above 0.
-    """
+    """One scheduler with its points multiplied, none of them below ``least`` where it was above 0."""
     new = copy.deepcopy(scheduler)
     if str(new['type']).split('.')[-1] in _EXPONENTIAL and new.get('gamma') is not None:
         # As many times its factor in the whole run as before.
@@ -99,11 +105,18 @@ def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
     points += [point for field in _LISTS for point in new.get(field) or []]
     kind, end = str(new['type']).split('.')[-1], new.get('end')
     # mmengine's warm-up of one step would stay at its start factor.
-    short = kind.startswith(('Linear', 'Constant')) and end not in (None, *_ENDLESS) and (
-        end - new.get('begin', 0)) * ratio < 2
+    short = (
+        kind.startswith(('Linear', 'Constant'))
+        and end not in (None, *_ENDLESS)
+        and (end - new.get('begin', 0)) * ratio < 2
+    )
     by_parts = short or not all(_whole(point * ratio) for point in points)
-    if new.get('by_epoch', True) and by_parts and kind in _FRACTIONAL and end not in (
-            None, *_ENDLESS):
+    if (
+        new.get('by_epoch', True)
+        and by_parts
+        and kind in _FRACTIONAL
+        and end not in (None, *_ENDLESS)
+    ):
         # Parts of an epoch, which become iterations when the data loader tells how many it has.
         new.update(type=f'mmhcnet.{kind}', convert_to_iter_based=True, begin=new.get('begin', 0))
 
@@ -130,14 +143,13 @@ def _steps_to_milestones(scheduler: dict) -> None:
         step = scheduler.pop('step_size')
         scheduler.update(
             type=kind.replace('Step', 'MultiStep'),
-            milestones=list(range(step, end - scheduler.get('begin', 0), step)))
+            milestones=list(range(step, end - scheduler.get('begin', 0), step)),
+        )
 
 
-def scale_schedule(schedulers: List[dict],
-                   length: int,
-                   per_epoch: float,
-                   per_iter: float,
-                   to_iters: bool = False) -> List[dict]:
+def scale_schedule(
+    schedulers: List[dict], length: int, per_epoch: float, per_iter: float, to_iters: bool = False
+) -> List[dict]:
     """Schedulers whose points in time are multiplied, so that the curve keeps its shape.
 
     Points in epochs that are not whole are counted in iterations (``mmhcnet.training.schedulers``).
@@ -192,20 +204,33 @@ def fit_schedule(cfg: ConfigDict, planned: Optional[RunLength] = None) -> None:
     length, written = run_length(cfg.train_cfg), written_for(schedulers)
     if not cfg.get('fit_schedule', True):
         if written not in (None, length):
-            print_log(f'The learning-rate schedule for {written} is kept in a run of {length} '
-                      '(fit_schedule = False).', logger='current')
+            print_log(
+                f'The learning-rate schedule for {written} is kept in a run of {length} '
+                '(fit_schedule = False).',
+                logger='current',
+            )
         return
-    if written is None or written.by_epoch != length.by_epoch and planned is not None \
-            and planned.by_epoch == length.by_epoch and not written.by_epoch:
+    if (
+        written is None
+        or written.by_epoch != length.by_epoch
+        and planned is not None
+        and planned.by_epoch == length.by_epoch
+        and not written.by_epoch
+    ):
         # Iterations in a run of epochs: how many there are is known to the data loader only.
         written = planned
     if written in (None, length):
         return
     if written.by_epoch != length.by_epoch:
-        raise ValueError(f'the schedule was written for {written} and the run has {length}: set '
-                         'param_scheduler too')
+        raise ValueError(
+            f'the schedule was written for {written} and the run has {length}: set '
+            'param_scheduler too'
+        )
     ratio = length.number / written.number
     cfg.param_scheduler = scale_schedule(schedulers, length.number, ratio, ratio)
-    print_log(f'The learning-rate schedule for {written} is scaled to the run of {length}. '
-              'Set fit_schedule = False in the config to keep it as it is written, or '
-              'param_scheduler to have another one.', logger='current')
+    print_log(
+        f'The learning-rate schedule for {written} is scaled to the run of {length}. '
+        'Set fit_schedule = False in the config to keep it as it is written, or '
+        'param_scheduler to have another one.',
+        logger='current',
+    )

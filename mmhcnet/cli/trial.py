@@ -1,4 +1,5 @@
 """Try a config for a few iterations before a long run: ``tools/train.py CONFIG --trial N``."""
+
 import math
 import os
 from typing import Iterator, Optional, Sized
@@ -61,30 +62,38 @@ def make_trial(cfg: Config, iterations: int) -> None:
         ratio = iterations / length.number
         # How many iterations an epoch has is not known before the data set is read; a warm-up in
         # iterations gets a tenth of the trial in an epoch-based run.
-        warmup = max((s['end'] for s in schedulers
-                      if not s.get('by_epoch', True) and s.get('end')), default=1)
+        warmup = max(
+            (s['end'] for s in schedulers if not s.get('by_epoch', True) and s.get('end')),
+            default=1,
+        )
         per_iter = iterations / (10 * warmup) if length.by_epoch else ratio
         cfg.param_scheduler = scale_schedule(
-            schedulers, iterations, per_epoch=ratio, per_iter=per_iter, to_iters=True)
+            schedulers, iterations, per_epoch=ratio, per_iter=per_iter, to_iters=True
+        )
     cfg.work_dir = os.path.join(cfg.work_dir, 'trial')
     cfg.train_cfg = dict(
-        type='mmhcnet.IterTrainLoop', max_iters=iterations, val_interval=iterations)
+        type='mmhcnet.IterTrainLoop', max_iters=iterations, val_interval=iterations
+    )
     cfg.log_processor = dict(by_epoch=False)
     cfg.default_hooks.logger.interval = max(1, iterations // 10)
     cfg.default_hooks.logger.log_metric_by_epoch = False
     # What chooses the best checkpoint is tried too.
-    best = {key: value for key, value in (cfg.default_hooks.get('checkpoint') or {}).items()
-            if key in ('save_best', 'rule', 'greater_keys', 'less_keys')}
+    best = {
+        key: value
+        for key, value in (cfg.default_hooks.get('checkpoint') or {}).items()
+        if key in ('save_best', 'rule', 'greater_keys', 'less_keys')
+    }
     cfg.default_hooks.checkpoint = dict(
-        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1,
-        **best)
+        type='mmhcnet.CheckpointHook', by_epoch=False, interval=iterations, max_keep_ckpts=1, **best
+    )
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmhcnet.PeakMemoryHook')]
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):
         _, world_size = get_dist_info()
         cfg.val_dataloader.sampler = dict(
             type='mmhcnet.FirstSamples',
-            num_samples=VAL_BATCHES * cfg.val_dataloader.batch_size * world_size)
+            num_samples=VAL_BATCHES * cfg.val_dataloader.batch_size * world_size,
+        )
 
 
 def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
@@ -104,15 +113,18 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
     history = runner.message_hub.log_scalars
     losses = history['train/loss'].data[0].tolist()
     if not all(map(math.isfinite, losses)):
-        raise RuntimeError('the loss is not finite within the trial: lower the learning rate, or '
-                           'train without --amp')
+        raise RuntimeError(
+            'the loss is not finite within the trial: lower the learning rate, or '
+            'train without --amp'
+        )
     path = runner.message_hub.get_info('last_ckpt') or os.path.join(
-        runner.work_dir, f'iter_{runner.iter}.pth')
+        runner.work_dir, f'iter_{runner.iter}.pth'
+    )
     load_checkpoint(runner.model, path, map_location='cpu', strict=True)
 
     # The first iterations pay for warming up caches, and are left out where there are more.
     times = history['train/time'].data[0].tolist()
-    times = times[min(len(times) - 1, max(1, len(times) // 5)):]
+    times = times[min(len(times) - 1, max(1, len(times) // 5)) :]
     step = sum(times) / len(times)
     batches = len(runner.train_dataloader)
     steps = planned.number * (batches if planned.by_epoch else 1)
@@ -127,16 +139,21 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
         _, world_size = get_dist_info()
         val_batches = math.ceil(len(loader.dataset) / loader.batch_size / world_size)
         seconds += rounds * val_batches * history['val/time'].mean()
-        metrics = {key[4:]: history[key].current() for key in history
-                   if key.startswith('val/') and not key.endswith('time')}
+        metrics = {
+            key[4:]: history[key].current()
+            for key in history
+            if key.startswith('val/') and not key.endswith('time')
+        }
         shown = ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
         lines.append(f'validation         ran on the first {VAL_BATCHES} batches ({shown or "ok"})')
     if torch.cuda.is_available():
-        peak, = (hook.peak for hook in runner.hooks if isinstance(hook, PeakMemoryHook))
+        (peak,) = (hook.peak for hook in runner.hooks if isinstance(hook, PeakMemoryHook))
         lines.append(f'peak memory        {peak / 2**30:.2f} GiB on the GPU')
     lines.append(f'peak memory        {peak_memory() / 2**30:.2f} GiB in this process')
-    lines.append(f'time               {step:.3f} s per iteration; the whole run of {planned} '
-                 f'({steps} iterations, validations included) takes about {_duration(seconds)}')
+    lines.append(
+        f'time               {step:.3f} s per iteration; the whole run of {planned} '
+        f'({steps} iterations, validations included) takes about {_duration(seconds)}'
+    )
     return '\n'.join(lines)
 
 

@@ -42,8 +42,10 @@ def _need(module):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f'making the digits data set needs {module.partition(".")[0]}; '
-                          'install it with: pip install "mmhcnet[demo]"') from error
+        raise ImportError(
+            f'making the digits data set needs {module.partition(".")[0]}; '
+            'install it with: pip install "mmhcnet[demo]"'
+        ) from error
 
 
 def load_glyphs():
@@ -137,15 +139,19 @@ def render_glyph(glyph, height, aspect, slant, threshold):
 
 def _cut(array, mask):
     top, left, height, width = _box(mask)
-    return array[top:top + height, left:left + width]
+    return array[top : top + height, left : left + width]
 
 
 def _box(mask):
     """Tight box (top, left, height, width) of a non-empty mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     columns = np.flatnonzero(mask.any(axis=0))
-    return (int(rows[0]), int(columns[0]),
-            int(rows[-1] - rows[0] + 1), int(columns[-1] - columns[0] + 1))
+    return (
+        int(rows[0]),
+        int(columns[0]),
+        int(rows[-1] - rows[0] + 1),
+        int(columns[-1] - columns[0] + 1),
+    )
 
 
 def _noise(rng, size, cell):
@@ -230,8 +236,9 @@ def compose_scene(rng, glyphs, size=128, heights=(40, 80), min_visible=0.8):
     full_areas = []
     for i, glyph in enumerate(glyphs):
         coverage, ink, top, left = _place(rng, glyph, masks[:i], full_areas, heights, min_visible)
-        rows, columns = (slice(start, start + length)
-                         for start, length in zip((top, left), coverage.shape))
+        rows, columns = (
+            slice(start, start + length) for start, length in zip((top, left), coverage.shape)
+        )
         mask = coverage >= 0.5
         masks[:i, rows, columns] &= ~mask
         masks[i, rows, columns] = mask
@@ -249,19 +256,25 @@ def _place(rng, glyph, masks, full_areas, heights, min_visible):
     size = masks.shape[-1]
     for _ in range(1000):
         coverage, ink = render_glyph(
-            glyph, height=_between(rng, *heights), aspect=_between(rng, 0.75, 1.1),
-            slant=_between(rng, -0.2, 0.2), threshold=_between(rng, 0.32, 0.44))
+            glyph,
+            height=_between(rng, *heights),
+            aspect=_between(rng, 0.75, 1.1),
+            slant=_between(rng, -0.2, 0.2),
+            threshold=_between(rng, 0.32, 0.44),
+        )
         height, width = coverage.shape
         if max(height, width) > size:
             continue
         top, left = rng.randint(size - height + 1), rng.randint(size - width + 1)
-        window = masks[:, top:top + height, left:left + width]
+        window = masks[:, top : top + height, left : left + width]
         hidden = np.count_nonzero(window & (coverage >= 0.5), axis=(1, 2))
         visible = np.count_nonzero(masks, axis=(1, 2)) - hidden
         if all(visible >= min_visible * np.array(full_areas)):
             return coverage, ink, top, left
-    raise ValueError(f'no room for {len(masks) + 1} glyphs of {heights[0]} to {heights[1]} pixels '
-                     f'in an image of {size}: give fewer or smaller glyphs, or a larger image')
+    raise ValueError(
+        f'no room for {len(masks) + 1} glyphs of {heights[0]} to {heights[1]} pixels '
+        f'in an image of {size}: give fewer or smaller glyphs, or a larger image'
+    )
 
 
 def draw_digit(glyphs, labels, sources, seed, split, index):
@@ -327,9 +340,16 @@ def coco_instances(masks, labels, image_id, first_id):
     for i, (mask, label) in enumerate(zip(masks, labels)):
         top, left, height, width = _box(mask)
         instances.append(
-            dict(id=first_id + i, image_id=image_id, category_id=int(label) + 1, iscrowd=0,
-                 area=int(np.count_nonzero(mask)), bbox=[left, top, width, height],
-                 segmentation=encode_rle(mask)))
+            dict(
+                id=first_id + i,
+                image_id=image_id,
+                category_id=int(label) + 1,
+                iscrowd=0,
+                area=int(np.count_nonzero(mask)),
+                bbox=[left, top, width, height],
+                segmentation=encode_rle(mask),
+            )
+        )
     return instances
 
 
@@ -368,7 +388,8 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
             raise FileExistsError(
                 f'{out} exists and is not the complete digits data set of version {VERSION}, seed '
                 f'{seed}, {images} images and {scenes} scenes: move it away or delete it, or '
-                'choose another folder')
+                'choose another folder'
+            )
         print(f'{out} already holds this data set; nothing to do')
         return found
 
@@ -382,16 +403,19 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
         root = Path(temporary, out.name)
         root.mkdir()
         # Ctrl-C is for this process, which stops the others.
-        pool = ProcessPoolExecutor(initializer=signal.signal,
-                                   initargs=(signal.SIGINT, signal.SIG_IGN))
+        pool = ProcessPoolExecutor(
+            initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN)
+        )
         try:
             with tqdm(total=sum(images) + sum(scenes), desc=str(out), mininterval=1) as progress:
                 for split, sources in enumerate(split_sources(labels, seed)):
                     source = (glyphs, labels, sources, seed, split)
                     singles = pool.map(
-                        partial(draw_digit, *source), range(images[split]), chunksize=20)
+                        partial(draw_digit, *source), range(images[split]), chunksize=20
+                    )
                     composed = pool.map(
-                        partial(draw_scene, *source), range(scenes[split]), chunksize=20)
+                        partial(draw_scene, *source), range(scenes[split]), chunksize=20
+                    )
                     _write_classification(root, split, singles, digest, progress)
                     _write_scenes(root, split, composed, digest, progress)
         finally:
@@ -412,11 +436,13 @@ def _read_complete(root, expected):
     if not isinstance(record, dict) or {**record, **expected} != record:
         return None
     for (cls, det, seg), images, scenes in zip(SPLITS, expected['images'], expected['scenes']):
-        for pattern, count in ((f'classification/{cls}/*/*.png', images),
-                               (f'detection/{det}/*.png', scenes),
-                               (f'detection/annotations/instances_{det}.json', 1),
-                               (f'segmentation/images/{seg}/*.png', scenes),
-                               (f'segmentation/annotations/{seg}/*.png', scenes)):
+        for pattern, count in (
+            (f'classification/{cls}/*/*.png', images),
+            (f'detection/{det}/*.png', scenes),
+            (f'detection/annotations/instances_{det}.json', 1),
+            (f'segmentation/images/{seg}/*.png', scenes),
+            (f'segmentation/annotations/{seg}/*.png', scenes),
+        ):
             if sum(1 for _ in root.glob(pattern)) != count:
                 return None
     return record

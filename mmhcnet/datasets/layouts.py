@@ -1,4 +1,5 @@
 """What a folder of a user's own data holds: COCO's JSON, label maps as in ADE20K, class folders."""
+
 import colorsys
 import json
 import os
@@ -24,6 +25,7 @@ class Part(NamedTuple):
         image_suffix (str): Suffix of the images, of label maps only.
         label_suffix (str): Suffix of the label maps.
     """
+
     images: str
     labels: str = ''
     image_suffix: str = ''
@@ -39,6 +41,7 @@ class Layout(NamedTuple):
         val (Part): What to validate with.
         named (bool): Whether the names are the data's own.
     """
+
     classes: List[str]
     train: Part
     val: Part
@@ -47,9 +50,15 @@ class Layout(NamedTuple):
 
 def palette(number: int) -> List[Tuple[int, int, int]]:
     """As many colours that differ as there are classes, RGB from 0 to 255."""
-    return [tuple(round(255 * v) for v in colorsys.hsv_to_rgb(
-        i * 0.618034 % 1, 0.85 - 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2)))
-        for i in range(number)]
+    return [
+        tuple(
+            round(255 * v)
+            for v in colorsys.hsv_to_rgb(
+                i * 0.618034 % 1, 0.85 - 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2)
+            )
+        )
+        for i in range(number)
+    ]
 
 
 def _half_of(path: str) -> Optional[str]:
@@ -91,12 +100,18 @@ def coco_layout(root: str) -> Layout:
             continue
         found[half] = Part(_folder_of(Path(root), path, first), name)
         classes[half] = names
-    train, val = _both(found, root, "JSON in COCO's format for instances with \"{half}\" in its "
-                       'path, next to folders of its images')
+    train, val = _both(
+        found,
+        root,
+        "JSON in COCO's format for instances with \"{half}\" in its "
+        'path, next to folders of its images',
+    )
     if classes['train'] != classes['val']:
-        raise UserError(f"the categories of '{train.labels}' and '{val.labels}' in '{root}' "
-                        f"differ: {classes['train'][:10]} and {classes['val'][:10]}; write the "
-                        'same in the same order')
+        raise UserError(
+            f"the categories of '{train.labels}' and '{val.labels}' in '{root}' "
+            f"differ: {classes['train'][:10]} and {classes['val'][:10]}; write the "
+            'same in the same order'
+        )
     return Layout(classes['train'], train, val)
 
 
@@ -112,8 +127,9 @@ def _folder_of(root: Path, file: Path, image: str) -> str:
     raise UserError(f"'{image}', which '{file}' names, is in no folder below '{root}'")
 
 
-def label_map_layout(root: str, names: Optional[List[str]] = None,
-                     progress: Callable[[list], Iterable] = iter) -> Layout:
+def label_map_layout(
+    root: str, names: Optional[List[str]] = None, progress: Callable[[list], Iterable] = iter
+) -> Layout:
     """``images/`` and ``annotations/`` with a folder for training and one for validation each.
 
     Ids are counted in all label maps; 255 is no label. Names come from ``names``, or from a file
@@ -127,26 +143,40 @@ def label_map_layout(root: str, names: Optional[List[str]] = None,
         for folder in folders:
             images, labels = (Path(root) / kind / folder for kind in ('images', 'annotations'))
             if half not in found and images.is_dir() and labels.is_dir():
-                found[half] = Part(f'images/{folder}', f'annotations/{folder}',
-                                   _suffix_of(images), _suffix_of(labels))
-    train, val = _both(found, root, 'folders images/{half} and annotations/{half} (or training '
-                       'and validation)')
-    ids = _ids([path for part in (train, val)
-                for path in sorted((Path(root) / part.labels).rglob(f'*{part.label_suffix}'))],
-               progress)
+                found[half] = Part(
+                    f'images/{folder}',
+                    f'annotations/{folder}',
+                    _suffix_of(images),
+                    _suffix_of(labels),
+                )
+    train, val = _both(
+        found, root, 'folders images/{half} and annotations/{half} (or training and validation)'
+    )
+    ids = _ids(
+        [
+            path
+            for part in (train, val)
+            for path in sorted((Path(root) / part.labels).rglob(f'*{part.label_suffix}'))
+        ],
+        progress,
+    )
     if not ids:
         raise UserError(f"the label maps in '{root}' hold no label: every pixel is {NO_LABEL}")
     if ids == {0} or max(ids) > 254:
-        raise UserError(f"the label maps in '{root}' hold the ids {sorted(ids)[:10]} and "
-                        f'{NO_LABEL}, which is no label: number the classes 0, 1, 2, ...; in a '
-                        f'mask of black and white write 1 instead of {NO_LABEL}')
+        raise UserError(
+            f"the label maps in '{root}' hold the ids {sorted(ids)[:10]} and "
+            f'{NO_LABEL}, which is no label: number the classes 0, 1, 2, ...; in a '
+            f'mask of black and white write 1 instead of {NO_LABEL}'
+        )
     listed = Path(root) / 'classes.txt'
     if names is None and listed.is_file():
         names = [line.strip() for line in listed.read_text().splitlines() if line.strip()]
     classes = names or [f'class{i}' for i in range(max(ids) + 1)]
     if len(classes) <= max(ids):
-        raise UserError(f"the label maps in '{root}' hold the id {max(ids)}, and {len(classes)} "
-                        'names of classes are given, which are numbered from 0')
+        raise UserError(
+            f"the label maps in '{root}' hold the id {max(ids)}, and {len(classes)} "
+            'names of classes are given, which are numbered from 0'
+        )
     return Layout(classes, train, val, named=names is not None)
 
 
@@ -159,13 +189,16 @@ def _suffix_of(folder: Path) -> str:
 
 def _ids(paths: List[Path], progress: Callable[[list], Iterable]) -> set:
     from PIL import Image
+
     ids: set = set()
     for path in progress(paths):
         with Image.open(path) as image:
             labels = np.asarray(image)
         if labels.ndim != 2:
-            raise UserError(f"'{path}' is a picture of colours: write one channel with the number "
-                            'of the class of each pixel')
+            raise UserError(
+                f"'{path}' is a picture of colours: write one channel with the number "
+                'of the class of each pixel'
+            )
         ids.update(map(int, np.unique(labels)))
     return ids - {NO_LABEL}
 
@@ -187,16 +220,18 @@ def folder_layout(root: str) -> Layout:
     train, val = _both(found, root, 'folder {half} with a folder per class')
     if classes['train'] != classes['val']:
         differ = sorted(set(classes['train']) ^ set(classes['val']))
-        raise UserError(f"the class folders of '{train.images}' and '{val.images}' in '{root}' "
-                        f'differ in {differ[:10]}: mmpretrain numbers them in alphabetical order, '
-                        'so both need the same')
+        raise UserError(
+            f"the class folders of '{train.images}' and '{val.images}' in '{root}' "
+            f'differ in {differ[:10]}: mmpretrain numbers them in alphabetical order, '
+            'so both need the same'
+        )
     if len(classes['train']) < 2:
-        raise UserError(f"'{root}/{train.images}' has a single class folder: with one class there "
-                        'is nothing to learn')
+        raise UserError(
+            f"'{root}/{train.images}' has a single class folder: with one class there "
+            'is nothing to learn'
+        )
     return Layout(classes['train'], train, val)
 
 
 def _folders(folder: Path) -> List[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-
-

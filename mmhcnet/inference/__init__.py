@@ -1,10 +1,17 @@
 """A trained model: building it, export, complexity, pictures."""
+
 from .complexity import Complexity, count_complexity
 from .export import check_onnx, export_onnx, exportable
 from .model import build_model
 from .pictures import model_input, read_picture
 
 __all__ = [
-    'Complexity', 'build_model', 'check_onnx', 'count_complexity', 'export_onnx', 'exportable',
-    'model_input', 'read_picture'
+    'Complexity',
+    'build_model',
+    'check_onnx',
+    'count_complexity',
+    'export_onnx',
+    'exportable',
+    'model_input',
+    'read_picture',
 ]

@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates of a model."""
+
 from typing import NamedTuple, Tuple
 
 import torch
@@ -18,6 +19,7 @@ SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 
 class Complexity(NamedTuple):
     """Parameters and multiply-accumulates (of convolutions and matrix products) per image."""
+
     params: int
     macs: int
 
@@ -26,8 +28,7 @@ def _count(model: nn.Module, run, *inputs) -> Complexity:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run(*inputs)
     # The counter takes a multiply-accumulate for two operations.
-    return Complexity(sum(p.numel() for p in model.parameters()),
-                      counter.get_total_flops() // 2)
+    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
 
 
 def _run_detector(model: nn.Module, image: Tensor) -> None:
@@ -37,16 +38,18 @@ def _run_detector(model: nn.Module, image: Tensor) -> None:
     model.rpn_head(model.extract_feat(image))
     heads = model.roi_head
     for boxes, head, extractor in (
-            (PROPOSALS, 'bbox_head', 'bbox_roi_extractor'),
-            (MASKS, 'mask_head', 'mask_roi_extractor')):
+        (PROPOSALS, 'bbox_head', 'bbox_roi_extractor'),
+        (MASKS, 'mask_head', 'mask_roi_extractor'),
+    ):
         if getattr(heads, head, None) is not None:
             regions = getattr(heads, extractor)
             size = regions.roi_layers[0].output_size
             getattr(heads, head)(image.new_empty(boxes, regions.out_channels, *size))
 
 
-def count_complexity(cfg: Config, shape: Tuple[int, int],
-                     folded: bool = False) -> Tuple[Complexity, Complexity]:
+def count_complexity(
+    cfg: Config, shape: Tuple[int, int], folded: bool = False
+) -> Tuple[Complexity, Complexity]:
     """Backbone and whole model of a config, for one image.
 
     Two-stage detectors are counted with 1000 proposals in the box head and 100 in the mask head.
@@ -70,6 +73,9 @@ def count_complexity(cfg: Config, shape: Tuple[int, int],
             raise ValueError(f'{type(model.backbone).__name__} has no form to fold to; VHeat has')
         model.backbone.switch_to_deploy(shape)
     image = torch.empty(1, input_channels(model.backbone), *shape, device='meta')
-    whole = (lambda x: _run_detector(model, x)) if hasattr(model, 'roi_head') else (
-        lambda x: model(x, mode='tensor'))
+    whole = (
+        (lambda x: _run_detector(model, x))
+        if hasattr(model, 'roi_head')
+        else (lambda x: model(x, mode='tensor'))
+    )
     return _count(model.backbone, model.backbone, image), _count(model, whole, image)

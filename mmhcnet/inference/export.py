@@ -1,4 +1,5 @@
 """A model of a config as an ONNX graph, compared with torch in onnxruntime."""
+
 import inspect
 from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
@@ -46,7 +47,8 @@ class AdaptiveAvgPool(nn.Module):
 
 class Classifier(nn.Module):
     """Image to class logits: (B, C, H, W) -> (B, classes)."""
-    outputs = ('logits', )
+
+    outputs = ('logits',)
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -58,7 +60,8 @@ class Classifier(nn.Module):
 
 class Segmentor(nn.Module):
     """Image to logits of every pixel: (B, C, H, W) -> (B, classes, H, W)."""
-    outputs = ('logits', )
+
+    outputs = ('logits',)
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -70,8 +73,9 @@ class Segmentor(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         logits = self.model(image, mode='tensor')
-        return F.interpolate(logits, size=image.shape[2:], mode='bilinear',
-                             align_corners=self.model.align_corners)
+        return F.interpolate(
+            logits, size=image.shape[2:], mode='bilinear', align_corners=self.model.align_corners
+        )
 
 
 class Features(nn.Module):
@@ -93,6 +97,7 @@ _PARTS = {'mmpretrain': Classifier, 'mmseg': Segmentor, 'mmdet': Features}
 
 class Difference(NamedTuple):
     """Of one input: its shape, max |onnxruntime - torch|, max |torch|."""
+
     shape: Tuple[int, ...]
     difference: float
     largest: float
@@ -117,8 +122,10 @@ def exportable(cfg: Config, checkpoint: Optional[str], shape: Tuple[int, int]) -
         nn.Module: Takes an image that is normalised already; ``outputs`` names what it returns.
     """
     if cfg.get('default_scope') not in _PARTS:
-        raise ValueError(f'default_scope of the config must be one of {list(_PARTS)}, '
-                         f"got {cfg.get('default_scope')!r}")
+        raise ValueError(
+            f'default_scope of the config must be one of {list(_PARTS)}, '
+            f"got {cfg.get('default_scope')!r}"
+        )
     model = build_model(cfg, checkpoint)
     if isinstance(model.backbone, VHeat):
         model.backbone.switch_to_deploy(shape)
@@ -130,8 +137,9 @@ def has_fixed_size(module: nn.Module) -> bool:
     return any(isinstance(part, VHeat) for part in module.modules())
 
 
-def export_onnx(module: nn.Module, path: str, shape: Tuple[int, int], opset: int,
-                outputs: Sequence[str]) -> None:
+def export_onnx(
+    module: nn.Module, path: str, shape: Tuple[int, int], opset: int, outputs: Sequence[str]
+) -> None:
     """Writes an ONNX file with a dynamic batch, and dynamic H and W unless the size is fixed.
 
     Args:
@@ -149,17 +157,28 @@ def export_onnx(module: nn.Module, path: str, shape: Tuple[int, int], opset: int
         results = module(image)
     results = [results] if isinstance(results, Tensor) else results
     for name, result in zip(outputs, results):
-        dynamic[name] = {axis: label if axis == 0 else f'{name}_{label}'
-                         for axis, label in axes.items() if axis < result.dim()}
+        dynamic[name] = {
+            axis: label if axis == 0 else f'{name}_{label}'
+            for axis, label in axes.items()
+            if axis < result.dim()
+        }
     # The exporter that both supported versions of torch have; torch 2.1 has no name for it.
     newer = 'dynamo' in inspect.signature(torch.onnx.export).parameters
     torch.onnx.export(
-        module, (image, ), path, input_names=['image'], output_names=list(outputs),
-        dynamic_axes=dynamic, opset_version=opset, **(dict(dynamo=False) if newer else {}))
+        module,
+        (image,),
+        path,
+        input_names=['image'],
+        output_names=list(outputs),
+        dynamic_axes=dynamic,
+        opset_version=opset,
+        **(dict(dynamo=False) if newer else {}),
+    )
 
 
-def check_onnx(module: nn.Module, path: str,
-               shapes: Sequence[Tuple[int, int, int]]) -> Iterator[Difference]:
+def check_onnx(
+    module: nn.Module, path: str, shapes: Sequence[Tuple[int, int, int]]
+) -> Iterator[Difference]:
     """Runs an ONNX file in onnxruntime and the module on the same random images.
 
     Args:
@@ -173,6 +192,7 @@ def check_onnx(module: nn.Module, path: str,
     require_packages('onnx', 'onnxruntime')
     import onnx
     import onnxruntime
+
     onnx.checker.check_model(path)
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     for batch, height, width in shapes:
@@ -182,11 +202,15 @@ def check_onnx(module: nn.Module, path: str,
         wanted = [wanted] if isinstance(wanted, Tensor) else wanted
         found = [torch.from_numpy(x) for x in session.run(None, {'image': image.numpy()})]
         if [x.shape for x in found] != [x.shape for x in wanted]:
-            raise ValueError(f'onnxruntime returns {[tuple(x.shape) for x in found]}, torch '
-                             f'{[tuple(x.shape) for x in wanted]}')
-        yield Difference(tuple(image.shape),
-                         max((a - b).abs().max().item() for a, b in zip(found, wanted)),
-                         max(b.abs().max().item() for b in wanted))
+            raise ValueError(
+                f'onnxruntime returns {[tuple(x.shape) for x in found]}, torch '
+                f'{[tuple(x.shape) for x in wanted]}'
+            )
+        yield Difference(
+            tuple(image.shape),
+            max((a - b).abs().max().item() for a, b in zip(found, wanted)),
+            max(b.abs().max().item() for b in wanted),
+        )
 
 
 def check_shapes(shape: Tuple[int, int], fixed: bool) -> List[Tuple[int, int, int]]:
@@ -194,5 +218,9 @@ def check_shapes(shape: Tuple[int, int], fixed: bool) -> List[Tuple[int, int, in
     height, width = shape
     if fixed:
         return [(1, height, width), (3, height, width)]
-    return [(1, height, width), (3, height, width), (2, height + 45, width + 18),
-            (1, max(33, height - 31), width)]
+    return [
+        (1, height, width),
+        (3, height, width),
+        (2, height + 45, width + 18),
+        (1, max(33, height - 31), width),
+    ]

@@ -1,4 +1,5 @@
 """A model from a config and a checkpoint."""
+
 import copy
 import os
 from pathlib import Path
@@ -60,8 +61,9 @@ def load_model(config: str, checkpoint: str) -> Tuple[Config, nn.Module]:
     """
     cfg = load_config(stock_config(config), None, work_dir=None)
     if checkpoint != UNTRAINED and not os.path.isfile(checkpoint):
-        raise FileNotFoundError(f"no checkpoint file '{checkpoint}'; '{UNTRAINED}' stands for "
-                                'untrained weights')
+        raise FileNotFoundError(
+            f"no checkpoint file '{checkpoint}'; '{UNTRAINED}' stands for untrained weights"
+        )
     torch.manual_seed(0)
     if checkpoint != UNTRAINED:
         return cfg, build_model(cfg, checkpoint)

@@ -1,4 +1,5 @@
 """How many operations a step issues on a GPU, counted without one."""
+
 from collections import Counter
 from typing import Any, Sequence
 
@@ -13,22 +14,27 @@ from mmhcnet.ops.backend import standing_for_gpu
 
 # They issue nothing.
 _FREE = {
-    'aten::detach', 'aten::empty', 'aten::empty_like', 'aten::empty_strided', 'aten::new_empty',
-    'aten::new_empty_strided', 'aten::_local_scalar_dense', 'prim::device'
+    'aten::detach',
+    'aten::empty',
+    'aten::empty_like',
+    'aten::empty_strided',
+    'aten::new_empty',
+    'aten::new_empty_strided',
+    'aten::_local_scalar_dense',
+    'prim::device',
 }
 
 
 class _Counting(TorchDispatchMode):
-
     def __init__(self):
         super().__init__()
         self.counts: Counter = Counter()
 
-    def __torch_dispatch__(self, func: OpOverload, types: Sequence[type], args: tuple = (),
-                           kwargs: dict = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Sequence[type], args: tuple = (), kwargs: dict = None
+    ) -> Any:
         schema = func._schema
-        view = any(a.alias_info is not None and not a.alias_info.is_write
-                   for a in schema.arguments)
+        view = any(a.alias_info is not None and not a.alias_info.is_write for a in schema.arguments)
         if not view and schema.name not in _FREE:
             self.counts[schema.name] += 1
         return func(*args, **(kwargs or {}))
@@ -55,13 +61,14 @@ def count_operations(model: nn.Module, shape: Sequence[int], training: bool) -> 
         for name, weight in model.state_dict(keep_vars=True).items():
             kind = dtype if weight.is_floating_point() else weight.dtype
             weights[name] = fake.from_tensor(weight.detach().to(kind)).requires_grad_(
-                training and weight.requires_grad)
+                training and weight.requires_grad
+            )
         image = torch.empty(*shape, dtype=dtype)
 
         def step() -> None:
             with torch.set_grad_enabled(training):
                 with torch.autocast('cpu', torch.bfloat16, enabled=training):
-                    maps = functional_call(model, weights, (image, ))
+                    maps = functional_call(model, weights, (image,))
                 if training:
                     means = [x.float().mean() for x in maps]
                     sum(means[1:], means[0]).backward()

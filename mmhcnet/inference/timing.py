@@ -1,4 +1,5 @@
 """A classifier of any backbone, and the time of what it does."""
+
 import time
 from typing import Callable
 
@@ -31,8 +32,12 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def timed(step: Callable[[], None], repeats: int, device: str,
-          clock: Callable[[], float] = time.perf_counter) -> float:
+def timed(
+    step: Callable[[], None],
+    repeats: int,
+    device: str,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Seconds per call, by a clock of Python's ``time``."""
     synchronize(device)
     start = clock()

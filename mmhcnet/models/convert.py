@@ -10,12 +10,14 @@ State = Dict[str, Tensor]
 _HCNET_BLOCK = {
     'fc_0.weight': 'conduction.to_k.weight',
     **{f'norm2.{p}': f'refinement.norm.{p}' for p in ('weight', 'bias')},
-    **{f'mlp.{fc}.{p}': f'refinement.{fc}.{p}' for fc in ('fc1', 'fc2')
-       for p in ('weight', 'bias')},
+    **{
+        f'mlp.{fc}.{p}': f'refinement.{fc}.{p}' for fc in ('fc1', 'fc2') for p in ('weight', 'bias')
+    },
     'mlp.dwconv.weight': 'refinement.dwconv.weight',
 }
 _VHEAT_BLOCK = {
-    f'{theirs}.{p}': f'{ours}.{p}' for theirs, ours in {
+    f'{theirs}.{p}': f'{ours}.{p}'
+    for theirs, ours in {
         'norm1': 'norm1',
         'op.dwconv': 'conduction.dwconv',
         'op.linear': 'conduction.fc_in',
@@ -25,7 +27,8 @@ _VHEAT_BLOCK = {
         'norm2': 'norm2',
         'mlp.fc1': 'mlp.fc1',
         'mlp.fc2': 'mlp.fc2',
-    }.items() for p in ('weight', 'bias')
+    }.items()
+    for p in ('weight', 'bias')
 }
 
 
@@ -60,7 +63,8 @@ def _hcnet_names(state: State) -> Dict[str, Optional[str]]:
             names.update({f'{theirs}.{a}': f'{ours}.{b}' for a, b in _HCNET_BLOCK.items()})
         if i < last:
             names[f'layers.{i}.downsample.reduction.weight'] = (
-                f'backbone.downsamples.{i}.conv.weight')
+                f'backbone.downsamples.{i}.conv.weight'
+            )
             names.update(_both(f'layers.{i}.downsample.norm', f'backbone.downsamples.{i}.norm'))
     names.update(_both('norm', f'backbone.norm{last}'))
     if any(key.startswith('head.') for key in state):
@@ -74,9 +78,11 @@ def _vheat_names(state: State) -> Dict[str, Optional[str]]:
     # Layer scale is a property of the whole model.
     scaled = any(re.fullmatch(r'layers\.\d+\.\d+\.gamma[12]', key) for key in state)
     downsample = re.compile(r'layers\.(\d+)\.\d+\.[01]\.')
-    stages = 1 + max([max(depths, default=0)] + [
-        int(m[1]) for m in map(re.compile(r'freq_embed\.(\d+)').fullmatch, state) if m] + [
-        int(m[1]) + 1 for m in map(downsample.match, state) if m])
+    stages = 1 + max(
+        [max(depths, default=0)]
+        + [int(m[1]) for m in map(re.compile(r'freq_embed\.(\d+)').fullmatch, state) if m]
+        + [int(m[1]) + 1 for m in map(downsample.match, state) if m]
+    )
     last = stages - 1
     names: Dict[str, Optional[str]] = {}
     for n in (1, 2):
@@ -128,18 +134,22 @@ def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict
     if any(key.startswith('backbone.') for key in state):
         prefix = 'backbone.'
         heads = {key: value for key, value in state.items() if not key.startswith(prefix)}
-        state = {key[len(prefix):]: value for key, value in state.items() if key not in heads}
+        state = {key[len(prefix) :]: value for key, value in state.items() if key not in heads}
     if any(re.match(r'layers\.\d+\.blocks\.\d+\.', key) for key in state):
         family, names = 'HcNet', _hcnet_names(state)
     elif any(re.match(r'freq_embed\.\d+$|layers\.\d+\.\d+\.op\.', key) for key in state):
         family, names = 'vHeat', _vheat_names(state)
     else:
-        raise ValueError('not a state dict of the authors\' HcNet or vHeat: no key like '
-                         '"layers.0.blocks.0.*" or "freq_embed.0"; the first keys are '
-                         f'{list(state)[:5]}')
+        raise ValueError(
+            'not a state dict of the authors\' HcNet or vHeat: no key like '
+            '"layers.0.blocks.0.*" or "freq_embed.0"; the first keys are '
+            f'{list(state)[:5]}'
+        )
     complaints = []
-    for what, keys in ((f"are not those of the authors' {family}", state.keys() - names.keys()),
-                       (f"of the authors' {family} are missing", names.keys() - state.keys())):
+    for what, keys in (
+        (f"are not those of the authors' {family}", state.keys() - names.keys()),
+        (f"of the authors' {family} are missing", names.keys() - state.keys()),
+    ):
         if keys:
             listed = ', '.join(prefix + key for key in sorted(keys))
             complaints.append(f'{len(keys)} keys {what}: {listed}')

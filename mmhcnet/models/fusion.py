@@ -5,21 +5,42 @@ form issues fewer operations and keeps less for the backward pass. It runs only 
 notice: where something hooks, wraps, replaces or differentiates a layer in a way that needs it to
 be called, the plain form runs. :func:`plain_form` chooses it by hand.
 """
+
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from mmhcnet.models.layers import (DropPath, GroupNorm1, HeatConduction, Mlp, Refinement,
-                                   SpectralConduction)
+from mmhcnet.models.layers import (
+    DropPath,
+    GroupNorm1,
+    HeatConduction,
+    Mlp,
+    Refinement,
+    SpectralConduction,
+)
 from mmhcnet.tracing import COMPILES_FUNCTIONS, is_compiling, is_exporting, is_transforming
 
 _LAYERS = {
-    nn.Conv2d, nn.GELU, nn.LayerNorm, nn.Linear, DropPath, GroupNorm1, HeatConduction, Mlp,
-    Refinement, SpectralConduction
+    nn.Conv2d,
+    nn.GELU,
+    nn.LayerNorm,
+    nn.Linear,
+    DropPath,
+    GroupNorm1,
+    HeatConduction,
+    Mlp,
+    Refinement,
+    SpectralConduction,
 }
-_GLOBAL_HOOKS = [getattr(torch_module, name) for name in (
-    '_global_forward_hooks', '_global_forward_pre_hooks', '_global_backward_hooks',
-    '_global_backward_pre_hooks')]
+_GLOBAL_HOOKS = [
+    getattr(torch_module, name)
+    for name in (
+        '_global_forward_hooks',
+        '_global_forward_pre_hooks',
+        '_global_backward_hooks',
+        '_global_backward_pre_hooks',
+    )
+]
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
@@ -35,16 +56,24 @@ def may_fuse(block: nn.Module) -> bool:
             return False
     elif is_transforming():
         return False
-    return 'forward' not in block.__dict__ and _ordinary(block) and all(
-        map(_untouched, block._modules.values()))
+    return (
+        'forward' not in block.__dict__
+        and _ordinary(block)
+        and all(map(_untouched, block._modules.values()))
+    )
 
 
 def _untouched(layer: nn.Module) -> bool:
     if layer is None:
         return True
-    return (type(layer) in _LAYERS and 'forward' not in layer.__dict__
-            and not any(getattr(layer, hooks) for hooks in _HOOKS) and _as_built(layer)
-            and _ordinary(layer) and all(map(_untouched, layer._modules.values())))
+    return (
+        type(layer) in _LAYERS
+        and 'forward' not in layer.__dict__
+        and not any(getattr(layer, hooks) for hooks in _HOOKS)
+        and _as_built(layer)
+        and _ordinary(layer)
+        and all(map(_untouched, layer._modules.values()))
+    )
 
 
 def _ordinary(module: nn.Module) -> bool:
@@ -56,10 +85,16 @@ def _as_built(layer: nn.Module) -> bool:
     """Whether a layer that has settings has those of the blocks."""
     if type(layer) is nn.Conv2d:
         groups, kernel_size, padding = (
-            (1, (1, 1), (0, 0)) if layer.groups == 1 else (layer.in_channels, (3, 3), (1, 1)))
-        return (layer.groups == groups and layer.kernel_size == kernel_size
-                and layer.padding == padding and layer.stride == (1, 1)
-                and layer.dilation == (1, 1) and layer.padding_mode == 'zeros')
+            (1, (1, 1), (0, 0)) if layer.groups == 1 else (layer.in_channels, (3, 3), (1, 1))
+        )
+        return (
+            layer.groups == groups
+            and layer.kernel_size == kernel_size
+            and layer.padding == padding
+            and layer.stride == (1, 1)
+            and layer.dilation == (1, 1)
+            and layer.padding_mode == 'zeros'
+        )
     if type(layer) is nn.GELU:
         return layer.approximate == 'none'
     if type(layer) is nn.LayerNorm:

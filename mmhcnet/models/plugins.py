@@ -5,6 +5,7 @@ For example in ResNet of mmdet or mmseg::
     plugins=[dict(cfg=dict(type='mmhcnet.HeatConductionOperator'),
                   stages=(False, False, True, True), position='after_conv3')]
 """
+
 from typing import Union
 
 import torch
@@ -40,18 +41,21 @@ class HeatConductionOperator(nn.Module):
         ValueError: Unknown ``k``, or a ``k`` that is negative or not finite.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 freq_size: int = 14,
-                 with_dwconv: bool = True,
-                 with_gate: bool = True,
-                 k: Union[str, float] = 'frequency',
-                 layer_scale: float = 1e-5):
+    def __init__(
+        self,
+        in_channels: int,
+        freq_size: int = 14,
+        with_dwconv: bool = True,
+        with_gate: bool = True,
+        k: Union[str, float] = 'frequency',
+        layer_scale: float = 1e-5,
+    ):
         super().__init__()
         self.conduction = SpectralConduction(in_channels, with_dwconv, with_gate, k)
-        self.freq_embed = FreqEmbed(
-            [(freq_size, freq_size)], [in_channels]) if k == 'frequency' else None
-        self.gamma = nn.Parameter(torch.full((in_channels, ), float(layer_scale)))
+        self.freq_embed = (
+            FreqEmbed([(freq_size, freq_size)], [in_channels]) if k == 'frequency' else None
+        )
+        self.gamma = nn.Parameter(torch.full((in_channels,), float(layer_scale)))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
@@ -79,10 +83,12 @@ class HeatConductionLayer(nn.Module):
         ValueError: Unknown ``stencil`` or ``k``, or a ``k`` that is negative or not finite.
     """
 
-    def __init__(self,
-                 in_channels: int,
-                 stencil: str = 'anisotropic',
-                 k: Union[str, float] = 'input_dependent'):
+    def __init__(
+        self,
+        in_channels: int,
+        stencil: str = 'anisotropic',
+        k: Union[str, float] = 'input_dependent',
+    ):
         super().__init__()
         self.conduction = HeatConduction(in_channels, stencil, k)
 

@@ -1,4 +1,5 @@
 """Which implementation an operator runs: a fused Triton kernel or plain torch."""
+
 import importlib.util
 import os
 from contextlib import contextmanager
@@ -18,7 +19,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # function: torch.compile could not trace it.
 _INSTALLED = (
     tuple(int(part) for part in torch.__version__.split('.')[:2]) >= (2, 7)
-    and importlib.util.find_spec('triton') is not None)
+    and importlib.util.find_spec('triton') is not None
+)
 
 _STANDS_FOR_GPU: ContextVar[bool] = ContextVar('standing_for_gpu', default=False)
 
@@ -70,18 +72,28 @@ def use_triton(backend: str, x: Tensor, *parameters: Tensor) -> bool:
     on_device = on_gpu(x) or backend == 'triton' and _interpreted()
     others = [t.dtype for t in (x, *parameters) if t.dtype not in _DTYPES]
     if backend == 'auto':
-        return (on_device and not others and _INSTALLED and not is_exporting()
-                and (is_compiling() or not is_transforming()))
+        return (
+            on_device
+            and not others
+            and _INSTALLED
+            and not is_exporting()
+            and (is_compiling() or not is_transforming())
+        )
     if not _INSTALLED:
-        raise RuntimeError("backend='triton' needs torch 2.7 or newer and the package triton: "
-                           "install them, or use backend='auto'")
+        raise RuntimeError(
+            "backend='triton' needs torch 2.7 or newer and the package triton: "
+            "install them, or use backend='auto'"
+        )
     if not on_device:
-        raise RuntimeError(f"backend='triton' needs a tensor on a GPU, got one on {x.device}: move "
-                           "it there, or use backend='auto' (TRITON_INTERPRET=1 runs the kernels "
-                           'on the CPU, slowly, for tests)')
+        raise RuntimeError(
+            f"backend='triton' needs a tensor on a GPU, got one on {x.device}: move "
+            "it there, or use backend='auto' (TRITON_INTERPRET=1 runs the kernels "
+            'on the CPU, slowly, for tests)'
+        )
     if others:
-        raise RuntimeError(f"backend='triton' works in {_DTYPES}, got {others[0]}: "
-                           "use backend='auto'")
+        raise RuntimeError(
+            f"backend='triton' works in {_DTYPES}, got {others[0]}: use backend='auto'"
+        )
     return True
 
 
@@ -92,7 +104,10 @@ def needs_gradient(*inputs: Tensor) -> bool:
 
 def check_offset(x: Tensor, offset: Optional[Tensor]) -> None:
     """Raises a ValueError unless ``offset`` is None, (B, C) or (1, C) for ``x`` (B, C, H, W)."""
-    if offset is not None and (offset.dim() != 2 or offset.shape[1] != x.shape[1]
-                               or offset.shape[0] not in (1, x.shape[0])):
-        raise ValueError(f'a number per channel must be (B, C) = {tuple(x.shape[:2])} or (1, C), '
-                         f'got {tuple(offset.shape)}')
+    if offset is not None and (
+        offset.dim() != 2 or offset.shape[1] != x.shape[1] or offset.shape[0] not in (1, x.shape[0])
+    ):
+        raise ValueError(
+            f'a number per channel must be (B, C) = {tuple(x.shape[:2])} or (1, C), '
+            f'got {tuple(offset.shape)}'
+        )

@@ -1,4 +1,5 @@
 """The input-dependent conduction rate of HcNet, from a field to the factor of its heat step."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor
 from .backend import use_triton
 
 
-def conduction_rate_forward_ref(z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None
-                                ) -> Tuple[Tensor, Tensor, Tensor]:
+def conduction_rate_forward_ref(
+    z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`conduction_rate_forward` in plain torch."""
     mean = z.mean(dim=(2, 3), dtype=torch.promote_types(z.dtype, torch.float32))
     k = torch.sigmoid(mean @ to_k.t().to(mean.dtype))
@@ -16,8 +18,9 @@ def conduction_rate_forward_ref(z: Tensor, to_k: Tensor, keep: Optional[Tensor] 
     return rate.to(z.dtype)[:, :, None, None], k, mean
 
 
-def conduction_rate_forward(z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None,
-                            backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
+def conduction_rate_forward(
+    z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None, backend: str = 'auto'
+) -> Tuple[Tensor, Tensor, Tensor]:
     """r = s k with k = sigmoid(K GAP(z)) (HcNet, equation 6a), and what the backward pass needs.
 
     Records no autograd: this is a piece of a function with a backward of its own.
@@ -36,16 +39,20 @@ def conduction_rate_forward(z: Tensor, to_k: Tensor, keep: Optional[Tensor] = No
         ValueError: ``to_k`` is not (C, C).
     """
     if to_k.shape != (z.shape[1], z.shape[1]):
-        raise ValueError(f'to_k must be (C, C) = ({z.shape[1]}, {z.shape[1]}) for z of '
-                         f'{tuple(z.shape)}, got {tuple(to_k.shape)}')
-    if use_triton(backend, z, to_k, *(() if keep is None else (keep, ))):
+        raise ValueError(
+            f'to_k must be (C, C) = ({z.shape[1]}, {z.shape[1]}) for z of '
+            f'{tuple(z.shape)}, got {tuple(to_k.shape)}'
+        )
+    if use_triton(backend, z, to_k, *(() if keep is None else (keep,))):
         from .triton.conduction_rate import conduction_rate_forward as fused
+
         return fused(z, to_k, keep)
     return conduction_rate_forward_ref(z, to_k, keep)
 
 
-def conduction_rate_backward(dr: Tensor, k: Tensor, mean: Tensor, to_k: Tensor,
-                             keep: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def conduction_rate_backward(
+    dr: Tensor, k: Tensor, mean: Tensor, to_k: Tensor, keep: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
     """Gradients of :func:`conduction_rate_forward`: a few products of small matrices.
 
     Args:

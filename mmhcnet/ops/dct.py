@@ -5,6 +5,7 @@ of the DCT-II. Grid spacing and time are 1, so k is in pixels². Fields are (B, 
 last: the layers around the transform act on channels, and no permutation is needed here. The
 transforms are products with cached cosine matrices, O(N^1.5) in the number of pixels.
 """
+
 import functools
 import math
 from typing import Optional, Tuple
@@ -112,8 +113,7 @@ def _along_both(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     # Columns first: the channels of x may be a slice of a wider tensor, which a batched product
     # takes as it is.
     x = _left(columns, x.reshape(batch * height, width, channels))
-    return _left(rows, x.view(batch, height, width * channels)).view(
-        batch, height, width, channels)
+    return _left(rows, x.view(batch, height, width * channels)).view(batch, height, width, channels)
 
 
 def _matrices(x: Tensor) -> Tuple[Tensor, Tensor]:
@@ -164,10 +164,12 @@ def spectral_decay(k: Tensor, height: int, width: int) -> Tensor:
         ValueError: ``k`` does not broadcast to (H, W, C).
     """
     legal = k.dim() <= 3 and all(
-        n in (1, size) for n, size in zip(k.shape[-2::-1], (width, height)))
+        n in (1, size) for n, size in zip(k.shape[-2::-1], (width, height))
+    )
     if not legal:
-        raise ValueError(f'k must broadcast to (H, W, C) = ({height}, {width}, C), '
-                         f'got {tuple(k.shape)}')
+        raise ValueError(
+            f'k must broadcast to (H, W, C) = ({height}, {width}, C), got {tuple(k.shape)}'
+        )
     dtype = torch.float64 if k.dtype == torch.float64 else torch.float32
     return torch.exp(_constant(_rates, (height, width), k.device, dtype, _mode(k)) * k)
 
@@ -190,9 +192,13 @@ def heat_spectral(u: Tensor, decay: Tensor) -> Tensor:
     Raises:
         ValueError: ``decay`` is made for another size.
     """
-    if decay.dim() != 3 or decay.shape[:2] != u.shape[1:3] or (
-            decay.shape[2] not in (1, u.shape[3])):
-        raise ValueError(f'decay must be (H, W, C) = {tuple(u.shape[1:])}, '
-                         f'got {tuple(decay.shape)}')
+    if (
+        decay.dim() != 3
+        or decay.shape[:2] != u.shape[1:3]
+        or (decay.shape[2] not in (1, u.shape[3]))
+    ):
+        raise ValueError(
+            f'decay must be (H, W, C) = {tuple(u.shape[1:])}, got {tuple(decay.shape)}'
+        )
     modes = dct2(u)
     return idct2(modes * decay.to(modes.dtype))

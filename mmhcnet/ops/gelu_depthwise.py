@@ -1,4 +1,5 @@
 """GELU followed by a depthwise 3x3 convolution, the middle of HcNet's refinement layer."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -38,7 +39,6 @@ def gelu_dwconv(x: Tensor, weight: Tensor, backend: str = 'auto') -> Tensor:
 
 
 class _GeluDwconv(torch.autograd.Function):
-
     @staticmethod
     def forward(x: Tensor, weight: Tensor) -> Tensor:
         return gelu_dwconv_forward(x, weight, backend='triton')
@@ -56,8 +56,10 @@ class _GeluDwconv(torch.autograd.Function):
 
 def _check_shapes(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> None:
     if weight.shape != (p.shape[1], 1, 3, 3):
-        raise ValueError(f'weight must be (C, 1, 3, 3) = ({p.shape[1]}, 1, 3, 3) for x of '
-                         f'{tuple(p.shape)}, got {tuple(weight.shape)}')
+        raise ValueError(
+            f'weight must be (C, 1, 3, 3) = ({p.shape[1]}, 1, 3, 3) for x of '
+            f'{tuple(p.shape)}, got {tuple(weight.shape)}'
+        )
     if scale is not None and scale.shape != p.shape[:1]:
         raise ValueError(f'scale must be (B,) = ({p.shape[0]},), got {tuple(scale.shape)}')
 
@@ -73,8 +75,9 @@ def gelu_dwconv_forward_ref(p: Tensor, weight: Tensor, scale: Optional[Tensor] =
     return g if scale is None else g.mul_(scale.view(-1, 1, 1, 1))
 
 
-def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor] = None,
-                        backend: str = 'auto') -> Tensor:
+def gelu_dwconv_forward(
+    p: Tensor, weight: Tensor, scale: Optional[Tensor] = None, backend: str = 'auto'
+) -> Tensor:
     """g = s DWConv3x3(GELU(p)): :func:`gelu_dwconv`, and a factor s for every sample.
 
     The factor is that of stochastic depth. The kernel records no autograd: this is a piece of a
@@ -93,27 +96,40 @@ def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor] = Non
         ValueError: ``weight`` is not (C, 1, 3, 3), or ``scale`` not (B,).
     """
     _check_shapes(p, weight, scale)
-    if use_triton(backend, p, weight, *(() if scale is None else (scale, ))):
+    if use_triton(backend, p, weight, *(() if scale is None else (scale,))):
         from .triton.gelu_dwconv import gelu_dwconv_forward as fused
+
         return fused(p, weight, scale)
     return gelu_dwconv_forward_ref(p, weight, scale)
 
 
-def gelu_dwconv_backward_ref(dg: Tensor, p: Tensor, weight: Tensor,
-                             scale: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+def gelu_dwconv_backward_ref(
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`gelu_dwconv_backward` in plain torch."""
     working = torch.promote_types(p.dtype, torch.float32)
     if scale is not None:
         dg = dg * scale.view(-1, 1, 1, 1).to(dg.dtype)
     dh, dweight, _ = torch.ops.aten.convolution_backward(
-        dg, _gelu(p), weight.to(p.dtype), None, [1, 1], [1, 1], [1, 1], False, [0, 0], p.shape[1],
-        [True, True, False])
+        dg,
+        _gelu(p),
+        weight.to(p.dtype),
+        None,
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        p.shape[1],
+        [True, True, False],
+    )
     dp = torch.ops.aten.gelu_backward(dh.permute(0, 2, 3, 1), p.permute(0, 2, 3, 1))
     return dp.permute(0, 3, 1, 2), dweight.to(working), dp.sum((0, 1, 2), dtype=working)
 
 
-def gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor] = None,
-                         backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
+def gelu_dwconv_backward(
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor] = None, backend: str = 'auto'
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`gelu_dwconv_forward`, and of a bias that was added to p.
 
     Sums are in float32 (float64 for float64); the bias's is of dp before it is rounded to the
@@ -134,7 +150,8 @@ def gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[
         ValueError: ``weight`` is not (C, 1, 3, 3), or ``scale`` not (B,).
     """
     _check_shapes(p, weight, scale)
-    if use_triton(backend, p, weight, dg, *(() if scale is None else (scale, ))):
+    if use_triton(backend, p, weight, dg, *(() if scale is None else (scale,))):
         from .triton.gelu_dwconv import gelu_dwconv_backward as fused
+
         return fused(dg, p, weight, scale)
     return gelu_dwconv_backward_ref(dg, p, weight, scale)

@@ -1,4 +1,5 @@
 """GroupNorm with one group: every sample is normalised over all of its channels and pixels."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -13,8 +14,9 @@ def group_norm_1_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5)
     return F.group_norm(x, 1, weight, bias, eps)
 
 
-def group_norm_1(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5,
-                 backend: str = 'auto') -> Tensor:
+def group_norm_1(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5, backend: str = 'auto'
+) -> Tensor:
     """y = (x - μ) / sqrt(σ² + eps) · weight + bias, with μ and σ² of each sample over (C, H, W).
 
     Statistics are in float32, σ² from differences to the mean, so that |μ| >> σ costs no digits.
@@ -41,10 +43,10 @@ def group_norm_1(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-5,
 
 
 class _GroupNorm1(torch.autograd.Function):
-
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor,
-                eps: float) -> Tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> Tuple[Tensor, Tensor, Tensor]:
         return group_norm_1_forward(x, weight, bias, eps, backend='triton')
 
     @staticmethod
@@ -65,19 +67,25 @@ class _GroupNorm1(torch.autograd.Function):
 
 def _check_affine(x: Tensor, weight: Tensor, bias: Tensor) -> None:
     if not weight.shape == bias.shape == x.shape[1:2]:
-        raise ValueError(f'weight and bias must be (C,) = ({x.shape[1]},) for x of '
-                         f'{tuple(x.shape)}, got {tuple(weight.shape)} and {tuple(bias.shape)}')
+        raise ValueError(
+            f'weight and bias must be (C,) = ({x.shape[1]},) for x of '
+            f'{tuple(x.shape)}, got {tuple(weight.shape)} and {tuple(bias.shape)}'
+        )
 
 
 def _dense(x: Tensor) -> Tensor:
     # What aten's norm takes without reading past it: on a CPU either layout, elsewhere only one.
-    layout = torch.channels_last if not x.is_cuda and x.is_contiguous(
-        memory_format=torch.channels_last) else torch.contiguous_format
+    layout = (
+        torch.channels_last
+        if not x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+        else torch.contiguous_format
+    )
     return x.contiguous(memory_format=layout)
 
 
-def group_norm_1_forward_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
-                             offset: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_forward_ref(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Optional[Tensor] = None
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1_forward` in plain torch."""
     if offset is not None:
         x = x - offset[:, :, None, None].to(x.dtype)
@@ -85,13 +93,19 @@ def group_norm_1_forward_ref(x: Tensor, weight: Tensor, bias: Tensor, eps: float
     if x.is_cuda:
         weight, bias = weight.to(x.dtype), bias.to(x.dtype)
     y, mean, rstd = torch.ops.aten.native_group_norm(
-        _dense(x), weight, bias, batch, channels, height * width, 1, eps)
+        _dense(x), weight, bias, batch, channels, height * width, 1, eps
+    )
     return y, mean.view(batch), rstd.view(batch)
 
 
-def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
-                         offset: Optional[Tensor] = None,
-                         backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    offset: Optional[Tensor] = None,
+    backend: str = 'auto',
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1` of x - offset, with what the backward pass needs.
 
     The offset takes back what :func:`~mmhcnet.ops.stencil.heat_step_forward` has added. The
@@ -114,15 +128,22 @@ def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
     """
     _check_affine(x, weight, bias)
     check_offset(x, offset)
-    if use_triton(backend, x, weight, bias, *(() if offset is None else (offset, ))):
+    if use_triton(backend, x, weight, bias, *(() if offset is None else (offset,))):
         from .triton.group_norm import group_norm_1_forward as fused
+
         return fused(x, weight, bias, eps, offset)
     return group_norm_1_forward_ref(x, weight, bias, eps, offset)
 
 
-def group_norm_1_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                              residual: Optional[Tensor] = None,
-                              offset: Optional[Tensor] = None) -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_backward_ref(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Optional[Tensor] = None,
+    offset: Optional[Tensor] = None,
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1_backward` in plain torch."""
     if offset is not None:
         x = x - offset[:, :, None, None].to(x.dtype)
@@ -132,15 +153,31 @@ def group_norm_1_backward_ref(dy: Tensor, x: Tensor, weight: Tensor, mean: Tenso
     x = _dense(x)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     dx, dweight, dbias = torch.ops.aten.native_group_norm_backward(
-        dy.contiguous(memory_format=layout), x, mean.view(batch, 1), rstd.view(batch, 1), weight,
-        batch, channels, height * width, 1, [True, True, True])
+        dy.contiguous(memory_format=layout),
+        x,
+        mean.view(batch, 1),
+        rstd.view(batch, 1),
+        weight,
+        batch,
+        channels,
+        height * width,
+        1,
+        [True, True, True],
+    )
     working = torch.promote_types(x.dtype, torch.float32)
     return dx if residual is None else dx.add_(residual), dweight.to(working), dbias.to(working)
 
 
-def group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                          residual: Optional[Tensor] = None, offset: Optional[Tensor] = None,
-                          backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Optional[Tensor] = None,
+    offset: Optional[Tensor] = None,
+    backend: str = 'auto',
+) -> Tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`group_norm_1_forward`, with the one that skips the norm added to dx.
 
     With x̂ the normalised x and means over (C, H, W)::
@@ -169,5 +206,6 @@ def group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r
     others = [t for t in (weight, dy, residual, offset) if t is not None]
     if use_triton(backend, x, *others):
         from .triton.group_norm import group_norm_1_backward as fused
+
         return fused(dy, x, weight, mean, rstd, residual, offset)
     return group_norm_1_backward_ref(dy, x, weight, mean, rstd, residual, offset)

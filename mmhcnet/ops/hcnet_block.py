@@ -24,6 +24,7 @@ Kept for it are z, p and a few numbers per sample: five maps of C channels inste
 that automatic differentiation keeps. u, y and g are computed again, all of which are bound by
 memory bandwidth; no matrix product is repeated. With ``recompute=False`` they are kept as well.
 """
+
 from typing import NamedTuple, Optional
 
 import torch
@@ -44,6 +45,7 @@ from .stencil import heat_step_forward, heat_step_ref, heat_step_sums, heat_step
 
 class HcBlockWeights(NamedTuple):
     """Parameters of the block, of any dtypes. C channels, D of them in the hidden layer."""
+
     w: Optional[Tensor]  # (C, 4), or None for the isotropic stencil
     to_k: Optional[Tensor]  # (C, C): K, or None where k is given
     norm_weight: Tensor  # (C,)
@@ -55,9 +57,14 @@ class HcBlockWeights(NamedTuple):
     fc2_bias: Tensor  # (C,)
 
 
-def hc_block_ref(z: Tensor, weights: HcBlockWeights, k: Optional[Tensor] = None,
-                 keep1: Optional[Tensor] = None, keep2: Optional[Tensor] = None,
-                 eps: float = 1e-5) -> Tensor:
+def hc_block_ref(
+    z: Tensor,
+    weights: HcBlockWeights,
+    k: Optional[Tensor] = None,
+    keep1: Optional[Tensor] = None,
+    keep2: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> Tensor:
     """:func:`hc_block` in plain torch, differentiable any number of times."""
     w, to_k, norm_weight, norm_bias, fc1_weight, fc1_bias, filter, fc2_weight, fc2_bias = weights
     if to_k is not None:
@@ -81,8 +88,7 @@ def _maps(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
-def _activate(p: Tensor, filter: Optional[Tensor], scale: Optional[Tensor],
-              backend: str) -> Tensor:
+def _activate(p: Tensor, filter: Optional[Tensor], scale: Optional[Tensor], backend: str) -> Tensor:
     """g of p (B, D, H, W), times scale (B,) where it is given: (B H W, D)."""
     if filter is not None:
         return _rows(gelu_dwconv_forward(p, filter, scale, backend))
@@ -92,7 +98,6 @@ def _activate(p: Tensor, filter: Optional[Tensor], scale: Optional[Tensor],
 
 
 class _HcBlock(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, recompute, eps, backend, keep1, keep2, z, k, *weights):
         dtype = compute_dtype(z)
@@ -112,8 +117,7 @@ class _HcBlock(torch.autograd.Function):
             if in_place:
                 offset = fc2_bias[None] if keep2 is None else fc2_bias * keep2[:, None]
             u = heat_step_forward(z, w, rate, offset, backend)
-            y, mu, rstd = group_norm_1_forward(u, norm_weight, norm_bias, eps, offset,
-                                               backend)
+            y, mu, rstd = group_norm_1_forward(u, norm_weight, norm_bias, eps, offset, backend)
             y = _rows(y.to(dtype))
             p = _maps(product(y, fc1_weight, fc1_bias), z)
             g = _activate(p, filter, keep2 if in_place else None, backend)
@@ -126,23 +130,59 @@ class _HcBlock(torch.autograd.Function):
                     branch = branch * keep2.view(-1, 1, 1, 1)
                 out = (u + branch).to(z.dtype)
         kept = (None, None, None) if recompute else (u, y, g)
-        ctx.save_for_backward(z, k, rate, mean, offset, mu, rstd, p, *kept, keep1, keep2,
-                              fc1_weight, filter, fc2_weight, *weights)
+        ctx.save_for_backward(
+            z,
+            k,
+            rate,
+            mean,
+            offset,
+            mu,
+            rstd,
+            p,
+            *kept,
+            keep1,
+            keep2,
+            fc1_weight,
+            filter,
+            fc2_weight,
+            *weights,
+        )
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        (z, k, rate, mean, offset, mu, rstd, p, u, y, g, keep1, keep2, fc1_weight, filter,
-         fc2_weight, *weights) = ctx.saved_tensors
+        (
+            z,
+            k,
+            rate,
+            mean,
+            offset,
+            mu,
+            rstd,
+            p,
+            u,
+            y,
+            g,
+            keep1,
+            keep2,
+            fc1_weight,
+            filter,
+            fc2_weight,
+            *weights,
+        ) = ctx.saved_tensors
         w, to_k, norm_weight, norm_bias = weights[:4]
         wanted, backend = ctx.needs_input_grad[5:], ctx.backend
         if torch.is_grad_enabled() and not is_compiling():
             inputs = [z, k if to_k is None else None, *weights]
             with torch.autocast(z.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None, ) * 5 + gradients(
+                return (None,) * 5 + gradients(
                     lambda z, k, *weights: hc_block_ref(
-                        z, HcBlockWeights(*weights), k, keep1, keep2, ctx.eps),
-                    inputs, wanted, dout)
+                        z, HcBlockWeights(*weights), k, keep1, keep2, ctx.eps
+                    ),
+                    inputs,
+                    wanted,
+                    dout,
+                )
         wanted_z, wanted_k, wanted_w = wanted[:3]
         dtype, (height, width) = p.dtype, z.shape[2:]
 
@@ -159,8 +199,7 @@ class _HcBlock(torch.autograd.Function):
             dp, dfilter = torch.ops.aten.gelu_backward(_rows(dg), _rows(p)), None
             dfc1_bias = column_sums(dp)
         else:
-            dp, dfilter, dfc1_bias = gelu_dwconv_backward(dg, p, filter, None,
-                                                                backend)
+            dp, dfilter, dfc1_bias = gelu_dwconv_backward(dg, p, filter, None, backend)
             dp = _rows(dp)
         del dg
         if u is None:
@@ -173,7 +212,8 @@ class _HcBlock(torch.autograd.Function):
         dy = _maps(dy, z).to(u.dtype)
         del dp
         du, dnorm_weight, dnorm_bias = group_norm_1_backward(
-            dy, u, norm_weight, mu, rstd, dout.to(u.dtype), offset, backend)
+            dy, u, norm_weight, mu, rstd, dout.to(u.dtype), offset, backend
+        )
         del dy, u
 
         dw = dk = dto_k = dmean = None
@@ -186,16 +226,34 @@ class _HcBlock(torch.autograd.Function):
                 dk = drate if keep1 is None else drate * keep1.view(-1, 1, 1, 1)
                 dk = dk.sum_to_size(k.shape)
         dz = heat_step_transposed(du, w, rate, dmean, backend) if wanted_z else None
-        grads = [dz, dk, dw, dto_k, dnorm_weight, dnorm_bias, dfc1_weight, dfc1_bias, dfilter,
-                 dfc2_weight, dfc2_bias]
+        grads = [
+            dz,
+            dk,
+            dw,
+            dto_k,
+            dnorm_weight,
+            dnorm_bias,
+            dfc1_weight,
+            dfc1_bias,
+            dfilter,
+            dfc2_weight,
+            dfc2_bias,
+        ]
         # What is not asked for is dropped before it costs a cast.
         grads = [grad if asked else None for grad, asked in zip(grads, wanted)]
-        return (None, ) * 5 + tuple(cast_like(grads, [z, k, *weights]))
+        return (None,) * 5 + tuple(cast_like(grads, [z, k, *weights]))
 
 
-def hc_block(z: Tensor, weights: HcBlockWeights, k: Optional[Tensor] = None,
-             keep1: Optional[Tensor] = None, keep2: Optional[Tensor] = None, eps: float = 1e-5,
-             recompute: bool = True, backend: str = 'auto') -> Tensor:
+def hc_block(
+    z: Tensor,
+    weights: HcBlockWeights,
+    k: Optional[Tensor] = None,
+    keep1: Optional[Tensor] = None,
+    keep2: Optional[Tensor] = None,
+    eps: float = 1e-5,
+    recompute: bool = True,
+    backend: str = 'auto',
+) -> Tensor:
     """A whole block of HcNet; equations in the module's docstring.
 
     Under autocast matrix products and the hidden layer are in its dtype, as torch's own layers

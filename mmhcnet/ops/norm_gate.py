@@ -1,4 +1,5 @@
 """LayerNorm times a gate, the end of vHeat's heat conduction operator."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -11,15 +12,19 @@ from .backend import use_triton
 def _check_shapes(u: Tensor, gate: Optional[Tensor], *affine: Tensor) -> None:
     for t in affine:
         if t.shape != u.shape[-1:]:
-            raise ValueError(f'weight and bias must be (C,) = ({u.shape[-1]},) for u of '
-                             f'{tuple(u.shape)}, got {tuple(t.shape)}')
+            raise ValueError(
+                f'weight and bias must be (C,) = ({u.shape[-1]},) for u of '
+                f'{tuple(u.shape)}, got {tuple(t.shape)}'
+            )
     if gate is not None and gate.shape != u.shape:
-        raise ValueError(f'gate must be of the shape of u, {tuple(u.shape)}, got '
-                         f'{tuple(gate.shape)}')
+        raise ValueError(
+            f'gate must be of the shape of u, {tuple(u.shape)}, got {tuple(gate.shape)}'
+        )
 
 
-def norm_gate_forward_ref(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor,
-                          eps: float) -> Tuple[Tensor, Tensor, Tensor]:
+def norm_gate_forward_ref(
+    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`norm_gate_forward` in plain torch."""
     if u.is_cuda:
         weight, bias = weight.to(u.dtype), bias.to(u.dtype)
@@ -27,8 +32,14 @@ def norm_gate_forward_ref(u: Tensor, gate: Optional[Tensor], weight: Tensor, bia
     return y if gate is None else y.mul_(F.silu(gate)), mean, rstd
 
 
-def norm_gate_forward(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float,
-                      backend: str = 'auto') -> Tuple[Tensor, Tensor, Tensor]:
+def norm_gate_forward(
+    u: Tensor,
+    gate: Optional[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    backend: str = 'auto',
+) -> Tuple[Tensor, Tensor, Tensor]:
     """y = LayerNorm(u) · SiLU(gate) in one pass (vHeat, heat conduction operator).
 
     LayerNorm is over the channels of each pixel. The kernel records no autograd: this is a piece
@@ -52,16 +63,23 @@ def norm_gate_forward(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: T
         ValueError: ``weight`` or ``bias`` is not (C,), or ``gate`` of another shape than ``u``.
     """
     _check_shapes(u, gate, weight, bias)
-    if use_triton(backend, u, weight, bias, *(() if gate is None else (gate, ))):
+    if use_triton(backend, u, weight, bias, *(() if gate is None else (gate,))):
         from .triton.norm_gate import norm_gate_forward as fused
+
         return fused(u, gate, weight, bias, eps)
     return norm_gate_forward_ref(u, gate, weight, bias, eps)
 
 
-def norm_gate_backward_ref(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: Tensor,
-                           bias: Tensor, mean: Tensor, rstd: Tensor,
-                           dgate_out: Optional[Tensor] = None
-                           ) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+def norm_gate_backward_ref(
+    dy: Tensor,
+    u: Tensor,
+    gate: Optional[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dgate_out: Optional[Tensor] = None,
+) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
     """:func:`norm_gate_backward` in plain torch."""
     working = torch.promote_types(u.dtype, torch.float32)
     if u.is_cuda:
@@ -74,14 +92,22 @@ def norm_gate_backward_ref(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight
             dgate = dgate_out.copy_(dgate)
         dy = dy * F.silu(gate)
     du, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
-        dy, u, u.shape[-1:], mean, rstd, weight, bias, [True, True, True])
+        dy, u, u.shape[-1:], mean, rstd, weight, bias, [True, True, True]
+    )
     return du, dgate, dweight.to(working), dbias.to(working)
 
 
-def norm_gate_backward(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor,
-                       mean: Tensor, rstd: Tensor, backend: str = 'auto',
-                       dgate_out: Optional[Tensor] = None
-                       ) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+def norm_gate_backward(
+    dy: Tensor,
+    u: Tensor,
+    gate: Optional[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    backend: str = 'auto',
+    dgate_out: Optional[Tensor] = None,
+) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
     """Gradients of :func:`norm_gate_forward`.
 
     Sums are in float32 (float64 for float64). No autograd is recorded by the kernel.
@@ -109,5 +135,6 @@ def norm_gate_backward(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: Te
     others = [t for t in (gate, weight, bias, dy) if t is not None]
     if use_triton(backend, u, *others):
         from .triton.norm_gate import norm_gate_backward as fused
+
         return fused(dy, u, gate, weight, bias, mean, rstd, dgate_out)
     return norm_gate_backward_ref(dy, u, gate, weight, bias, mean, rstd, dgate_out)

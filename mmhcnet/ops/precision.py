@@ -1,4 +1,5 @@
 """The dtype that a whole-block function computes in, and one operation for many casts."""
+
 import contextlib
 from typing import ContextManager, List, Optional, Sequence
 
@@ -35,18 +36,21 @@ def cast(tensors: Sequence[Optional[Tensor]], dtype: torch.dtype) -> List[Option
     return _cast(tensors, [dtype] * len(tensors))
 
 
-def cast_like(tensors: Sequence[Optional[Tensor]],
-              others: Sequence[Optional[Tensor]]) -> List[Optional[Tensor]]:
+def cast_like(
+    tensors: Sequence[Optional[Tensor]], others: Sequence[Optional[Tensor]]
+) -> List[Optional[Tensor]]:
     """As :func:`cast`, every tensor in the dtype of its counterpart."""
     dtypes = [None if other is None else other.dtype for other in others]
     return _cast(tensors, dtypes)
 
 
-def _cast(tensors: Sequence[Optional[Tensor]],
-          dtypes: Sequence[torch.dtype]) -> List[Optional[Tensor]]:
+def _cast(
+    tensors: Sequence[Optional[Tensor]], dtypes: Sequence[torch.dtype]
+) -> List[Optional[Tensor]]:
     result = list(tensors)
-    changes = [i for i, (t, dtype) in enumerate(zip(tensors, dtypes))
-               if t is not None and t.dtype != dtype]
+    changes = [
+        i for i, (t, dtype) in enumerate(zip(tensors, dtypes)) if t is not None and t.dtype != dtype
+    ]
     if len(changes) < 2 or is_compiling() or not hasattr(torch, '_foreach_copy_'):
         for i in changes:
             result[i] = tensors[i].to(dtypes[i])

@@ -5,6 +5,7 @@ through MKL there, which leaves AVX-512 unused on processors of other makers tha
 took half to a quarter of the time on one of AMD's. ``torch.ops.mkldnn._linear_pointwise`` is what
 torch.compile calls for it.
 """
+
 from typing import Optional, Tuple
 
 import torch
@@ -46,8 +47,13 @@ _ONEDNN = _has_onednn()
 
 def _through_onednn(x: Tensor) -> bool:
     # It takes no empty tensor.
-    return (_ONEDNN and x.device.type == 'cpu' and x.dtype == torch.float32
-            and x.shape[0] > 0 and not on_gpu(x))
+    return (
+        _ONEDNN
+        and x.device.type == 'cpu'
+        and x.dtype == torch.float32
+        and x.shape[0] > 0
+        and not on_gpu(x)
+    )
 
 
 def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
@@ -57,8 +63,7 @@ def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     return F.linear(x, weight, bias)
 
 
-def product_backward(dy: Tensor, x: Tensor,
-                     weight: Tensor) -> Tuple[Tensor, Tensor]:
+def product_backward(dy: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
     """Gradients of x and weight of :func:`product`: dy weight and dyᵀ x."""
     if _through_onednn(dy):
         return _linear(dy, weight.t()), _linear(dy.t(), x.t())

@@ -1,12 +1,17 @@
 """Derivatives of the derivatives of functions whose backward is written by hand."""
+
 from typing import Callable, Optional, Sequence, Tuple
 
 import torch
 from torch import Tensor
 
 
-def gradients(function: Callable[..., Tensor], inputs: Sequence[Optional[Tensor]],
-              wanted: Sequence[bool], dout: Tensor) -> Tuple[Optional[Tensor], ...]:
+def gradients(
+    function: Callable[..., Tensor],
+    inputs: Sequence[Optional[Tensor]],
+    wanted: Sequence[bool],
+    dout: Tensor,
+) -> Tuple[Optional[Tensor], ...]:
     """Gradients of a function that can be differentiated again.
 
     For the backward pass of a ``torch.autograd.Function`` when it is called with

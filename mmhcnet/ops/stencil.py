@@ -5,6 +5,7 @@ nothing. Grid spacing and time step are 1, so k is in pixels². The group that g
 is the mesh Fourier number k·Σw: for k·Σw <= 1 each new value is a convex combination of old ones
 (maximum principle), beyond it the scheme can oscillate and grow.
 """
+
 from typing import List, Optional, Tuple, Union
 
 import torch
@@ -41,8 +42,9 @@ def heat_flux(z: Tensor, w: Optional[Tensor] = None) -> Tensor:
 
 def _check_weights(z: Tensor, w: Optional[Tensor]) -> None:
     if w is not None and w.shape != (z.shape[1], 4):
-        raise ValueError(f'w must be (C, 4) = ({z.shape[1]}, 4) for z of {tuple(z.shape)}, '
-                         f'got {tuple(w.shape)}')
+        raise ValueError(
+            f'w must be (C, 4) = ({z.shape[1]}, 4) for z of {tuple(z.shape)}, got {tuple(w.shape)}'
+        )
 
 
 def _isotropic_flux(z: Tensor) -> Tensor:
@@ -74,8 +76,9 @@ def heat_step_ref(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Te
     return z + k * heat_flux(z, w)
 
 
-def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-              backend: str = 'auto') -> Tensor:
+def heat_step(
+    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], backend: str = 'auto'
+) -> Tensor:
     """One explicit step: z' = z + k h(z), with h of :func:`heat_flux` (HcNet, equation 6c).
 
     Stable for k·Σw <= 1; the isotropic stencil has Σw = 1.
@@ -99,7 +102,6 @@ def heat_step(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
 
 
 class _HeatStep(torch.autograd.Function):
-
     @staticmethod
     def forward(z: Tensor, w: Optional[Tensor], k: Tensor) -> Tensor:
         return heat_step_forward(z, w, k, backend='triton')
@@ -129,13 +131,15 @@ def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
     if not isinstance(k, Tensor):
         return
     shape = (z.shape[0], z.shape[1], 1, 1)
-    if k.shape != shape and (k.dim() > 4 or any(
-            n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1]))):
+    if k.shape != shape and (
+        k.dim() > 4 or any(n not in (1, size) for n, size in zip(k.shape[::-1], shape[::-1]))
+    ):
         raise ValueError(f'k must broadcast to (B, C, 1, 1) = {shape}, got {tuple(k.shape)}')
 
 
-def _checked(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-             offset: Optional[Tensor] = None) -> List[Tensor]:
+def _checked(
+    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], offset: Optional[Tensor] = None
+) -> List[Tensor]:
     """The tensors among the inputs, once their shapes are known to fit."""
     _check_weights(z, w)
     _check_rate(z, k)
@@ -143,16 +147,22 @@ def _checked(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
     return [t for t in (z, w, k, offset) if isinstance(t, Tensor)]
 
 
-def heat_step_forward_ref(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-                          offset: Optional[Tensor] = None) -> Tensor:
+def heat_step_forward_ref(
+    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], offset: Optional[Tensor] = None
+) -> Tensor:
     """:func:`heat_step_forward` in plain torch."""
     flux = heat_flux(z, w)
     u = torch.addcmul(z, k, flux) if isinstance(k, Tensor) else torch.add(z, flux, alpha=k)
     return u if offset is None else u.add_(offset[:, :, None, None])
 
 
-def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-                      offset: Optional[Tensor] = None, backend: str = 'auto') -> Tensor:
+def heat_step_forward(
+    z: Tensor,
+    w: Optional[Tensor],
+    k: Union[Tensor, float],
+    offset: Optional[Tensor] = None,
+    backend: str = 'auto',
+) -> Tensor:
     """u = z + k h(z) + offset: :func:`heat_step`, and a number added to every channel.
 
     With the last bias of a block as offset, u is what the block's last product accumulates on.
@@ -173,29 +183,36 @@ def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
     """
     if use_triton(backend, *_checked(z, w, k, offset)):
         from .triton.heat_step import heat_step_forward as fused
+
         return fused(z, w, _as_tensor(k, z), offset)
     return heat_step_forward_ref(z, w, k, offset)
 
 
-def heat_step_sums_ref(dout: Tensor, z: Tensor, w: Optional[Tensor],
-                       k: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+def heat_step_sums_ref(
+    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
+) -> Tuple[Tensor, Optional[Tensor]]:
     """:func:`heat_step_sums` in plain torch."""
     working = torch.promote_types(z.dtype, torch.float32)
     if w is None:
         return (dout * _isotropic_flux(z)).sum((2, 3), keepdim=True, dtype=working), None
     # What flows between two pixels is wanted twice, once from either side.
     vertical, horizontal = z[:, :, 1:] - z[:, :, :-1], z[..., 1:] - z[..., :-1]
-    sums = torch.stack([
-        (dout[:, :, :-1] * vertical).sum((2, 3), dtype=working),
-        -(dout[:, :, 1:] * vertical).sum((2, 3), dtype=working),
-        (dout[..., :-1] * horizontal).sum((2, 3), dtype=working),
-        -(dout[..., 1:] * horizontal).sum((2, 3), dtype=working)], dim=2)  # (B, C, 4)
+    sums = torch.stack(
+        [
+            (dout[:, :, :-1] * vertical).sum((2, 3), dtype=working),
+            -(dout[:, :, 1:] * vertical).sum((2, 3), dtype=working),
+            (dout[..., :-1] * horizontal).sum((2, 3), dtype=working),
+            -(dout[..., 1:] * horizontal).sum((2, 3), dtype=working),
+        ],
+        dim=2,
+    )  # (B, C, 4)
     dk = (sums * w).sum(2)
     return dk[:, :, None, None], (sums * k.flatten(1)[:, :, None]).sum(0)
 
 
-def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor,
-                   backend: str = 'auto') -> Tuple[Tensor, Optional[Tensor]]:
+def heat_step_sums(
+    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor, backend: str = 'auto'
+) -> Tuple[Tensor, Optional[Tensor]]:
     """Gradients of k and w of :func:`heat_step`, for ``dout`` that of z'::
 
         dk[b,c]   = Σ_ij dout[b,c,i,j] h[b,c,i,j]
@@ -220,12 +237,14 @@ def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor,
     k = k.expand(z.shape[0], z.shape[1], 1, 1)
     if use_triton(backend, *inputs):
         from .triton.heat_step import heat_step_sums as fused
+
         return fused(dout, z, w, k)
     return heat_step_sums_ref(dout, z, w, k)
 
 
-def heat_step_transposed_ref(dout: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-                             mean_grad: Optional[Tensor] = None) -> Tensor:
+def heat_step_transposed_ref(
+    dout: Tensor, w: Optional[Tensor], k: Union[Tensor, float], mean_grad: Optional[Tensor] = None
+) -> Tensor:
     """:func:`heat_step_transposed` in plain torch."""
     if w is None:
         # Each pixel took the mean of its n - 1 neighbours: it owes each of them the same share.
@@ -246,8 +265,13 @@ def heat_step_transposed_ref(dout: Tensor, w: Optional[Tensor], k: Union[Tensor,
     return dz if mean_grad is None else dz.add_(mean_grad[:, :, None, None])
 
 
-def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Union[Tensor, float],
-                         mean_grad: Optional[Tensor] = None, backend: str = 'auto') -> Tensor:
+def heat_step_transposed(
+    dout: Tensor,
+    w: Optional[Tensor],
+    k: Union[Tensor, float],
+    mean_grad: Optional[Tensor] = None,
+    backend: str = 'auto',
+) -> Tensor:
     """Gradient of z of :func:`heat_step`: dz = dout + (k L)ᵀ dout + mean_grad, for h(z) = L z.
 
     ``mean_grad`` is what a rate k that depends on the mean of z adds to every pixel: the gradient
@@ -268,5 +292,6 @@ def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Union[Tensor, flo
     """
     if use_triton(backend, *_checked(dout, w, k, mean_grad)):
         from .triton.heat_step import heat_step_transposed as fused
+
         return fused(dout, w, _as_tensor(k, dout), mean_grad)
     return heat_step_transposed_ref(dout, w, k, mean_grad).to(dout.dtype)

@@ -29,6 +29,7 @@ map before the split, or before GELU, with post-norm v as well: eight maps of C 
 instead of more than twenty. The rest is computed again; no product with a weight is repeated. With
 ``recompute=False`` the input of both products is kept as well.
 """
+
 from typing import NamedTuple, Optional, Tuple
 
 import torch
@@ -46,6 +47,7 @@ from .second_order import gradients
 
 class Residual(NamedTuple):
     """What both branches have around their mechanism."""
+
     norm_weight: Tensor  # (C,)
     norm_bias: Tensor  # (C,)
     gamma: Optional[Tensor]  # (C,): γ, or None without layer scale
@@ -53,6 +55,7 @@ class Residual(NamedTuple):
 
 class ConductionWeights(NamedTuple):
     """Parameters of the operator; C channels."""
+
     dw_weight: Optional[Tensor]  # (C, 1, 3, 3), or None without the depthwise convolution
     dw_bias: Optional[Tensor]  # (C,)
     in_weight: Tensor  # (2C, C), or (C, C) without the gate: W_in
@@ -65,6 +68,7 @@ class ConductionWeights(NamedTuple):
 
 class MlpWeights(NamedTuple):
     """Parameters of the MLP, D channels in the hidden layer."""
+
     fc1_weight: Tensor  # (D, C): W1
     fc1_bias: Tensor  # (D,)
     fc2_weight: Tensor  # (C, D): W2
@@ -85,36 +89,52 @@ def _per_sample(keep: Optional[Tensor]) -> Optional[Tensor]:
     return None if keep is None else keep.view(-1, 1, 1, 1)
 
 
-def _enter(x: Tensor, residual: Residual, eps: float, post_norm: bool, dtype: torch.dtype,
-           backend: str) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _enter(
+    x: Tensor, residual: Residual, eps: float, post_norm: bool, dtype: torch.dtype, backend: str
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """The input of a branch, with mean and 1 / σ of the norm before it."""
     if post_norm:
         return x.to(dtype), None, None
-    y, mean, rstd = norm_gate_forward(x, None, residual.norm_weight, residual.norm_bias, eps,
-                                      backend)
+    y, mean, rstd = norm_gate_forward(
+        x, None, residual.norm_weight, residual.norm_bias, eps, backend
+    )
     return y.to(dtype), mean, rstd
 
 
-def _enter_backward(dy: Tensor, x: Tensor, residual: Residual, mean: Optional[Tensor],
-                    rstd: Optional[Tensor], dout: Tensor, backend: str
-                    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _enter_backward(
+    dy: Tensor,
+    x: Tensor,
+    residual: Residual,
+    mean: Optional[Tensor],
+    rstd: Optional[Tensor],
+    dout: Tensor,
+    backend: str,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """Gradients of x, the skip connection's included, and of the norm's weight and bias."""
     dy = dy.to(x.dtype)
     if mean is None:
         return dout + dy, None, None
-    dx, _, dweight, dbias = norm_gate_backward(dy, x, None, residual.norm_weight,
-                                               residual.norm_bias, mean, rstd, backend)
+    dx, _, dweight, dbias = norm_gate_backward(
+        dy, x, None, residual.norm_weight, residual.norm_bias, mean, rstd, backend
+    )
     return dx.add_(dout), dweight, dbias
 
 
-def _leave(x: Tensor, v: Tensor, residual: Residual, eps: float, post_norm: bool,
-           keep: Optional[Tensor], backend: str
-           ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _leave(
+    x: Tensor,
+    v: Tensor,
+    residual: Residual,
+    eps: float,
+    post_norm: bool,
+    keep: Optional[Tensor],
+    backend: str,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """The output of a branch, with mean and 1 / σ of the norm after it."""
     mean = rstd = None
     if post_norm:
-        v, mean, rstd = norm_gate_forward(v, None, residual.norm_weight, residual.norm_bias,
-                                          eps, backend)
+        v, mean, rstd = norm_gate_forward(
+            v, None, residual.norm_weight, residual.norm_bias, eps, backend
+        )
     scale = _per_sample(keep)
     if residual.gamma is not None:
         scale = residual.gamma if scale is None else residual.gamma * scale
@@ -122,21 +142,29 @@ def _leave(x: Tensor, v: Tensor, residual: Residual, eps: float, post_norm: bool
     return out.to(x.dtype), mean, rstd
 
 
-def _leave_backward(dout: Tensor, v: Optional[Tensor], residual: Residual,
-                    mean: Optional[Tensor], rstd: Optional[Tensor], keep: Optional[Tensor],
-                    dtype: torch.dtype, backend: str
-                    ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _leave_backward(
+    dout: Tensor,
+    v: Optional[Tensor],
+    residual: Residual,
+    mean: Optional[Tensor],
+    rstd: Optional[Tensor],
+    keep: Optional[Tensor],
+    dtype: torch.dtype,
+    backend: str,
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     """The gradient e (B H W, C) of v / γ, and those of the norm's weight and bias."""
     e = dout.to(dtype) if keep is None else dout.to(dtype) * _per_sample(keep).to(dtype)
     if v is None:
         return _rows(e), None, None
-    e, _, dweight, dbias = norm_gate_backward(e, v, None, residual.norm_weight,
-                                              residual.norm_bias, mean, rstd, backend)
+    e, _, dweight, dbias = norm_gate_backward(
+        e, v, None, residual.norm_weight, residual.norm_bias, mean, rstd, backend
+    )
     return _rows(e), dweight, dbias
 
 
-def _product_backward(e: Tensor, g: Tensor, weight: Tensor, bias: Tensor,
-                      gamma: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+def _product_backward(
+    e: Tensor, g: Tensor, weight: Tensor, bias: Tensor, gamma: Optional[Tensor]
+) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
     """Gradients of g, weight, bias and γ for γ (weight g + bias), from e, which leaves γ out."""
     q_bias = column_sums(e)
     if gamma is None:
@@ -154,18 +182,28 @@ def _depthwise(y: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> T
     return y.permute(0, 2, 3, 1)  # (B, H, W, C)
 
 
-def _depthwise_backward(da: Tensor, y: Tensor, weight: Optional[Tensor]
-                        ) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+def _depthwise_backward(
+    da: Tensor, y: Tensor, weight: Optional[Tensor]
+) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
     if weight is None:
         return da, None, None
     dy, dweight, dbias = torch.ops.aten.convolution_backward(
-        da.permute(0, 3, 1, 2), y.permute(0, 3, 1, 2), weight, [len(weight)], [1, 1], [1, 1],
-        [1, 1], False, [0, 0], len(weight), [True, True, True])
+        da.permute(0, 3, 1, 2),
+        y.permute(0, 3, 1, 2),
+        weight,
+        [len(weight)],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        False,
+        [0, 0],
+        len(weight),
+        [True, True, True],
+    )
     return dy.permute(0, 2, 3, 1), dweight, dbias
 
 
 class _Conduction(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, recompute, eps, inner_eps, backend, post_norm, keep, x, decay, *weights):
         ctx.settings = eps, inner_eps, backend, post_norm
@@ -173,56 +211,107 @@ class _Conduction(torch.autograd.Function):
         dtype = compute_dtype(x)
         residual, weights = Residual(*weights[:3]), ConductionWeights(*weights[3:])
         dw_weight, dw_bias, in_weight, in_bias, out_weight, out_bias = cast(
-            [*weights[:4], *weights[6:]], dtype)
+            [*weights[:4], *weights[6:]], dtype
+        )
         with no_autocast(x.device.type):
             y, mean, rstd = _enter(x, residual, eps, post_norm, dtype, backend)
             a = _depthwise(y, dw_weight, dw_bias)
             q = _linear(a, in_weight, in_bias)
             phi, gate = _split(q, len(out_weight))
             u = _conduct(dct2(phi), decay)
-            g = norm_gate_forward(u, gate, weights.norm_weight, weights.norm_bias, inner_eps,
-                                  backend)[0]
+            g = norm_gate_forward(
+                u, gate, weights.norm_weight, weights.norm_bias, inner_eps, backend
+            )[0]
             v = _linear(g, out_weight, out_bias)
             out, mean_out, rstd_out = _leave(x, v, residual, eps, post_norm, keep, backend)
         ctx.save_for_backward(
-            x, decay, keep, mean, rstd, q, v if post_norm else None, mean_out, rstd_out,
-            *((None, None) if recompute else (a, g)), dw_weight, in_weight, out_weight, out_bias,
-            *residual, *weights)
+            x,
+            decay,
+            keep,
+            mean,
+            rstd,
+            q,
+            v if post_norm else None,
+            mean_out,
+            rstd_out,
+            *((None, None) if recompute else (a, g)),
+            dw_weight,
+            in_weight,
+            out_weight,
+            out_bias,
+            *residual,
+            *weights,
+        )
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        (x, decay, keep, mean, rstd, q, v, mean_out, rstd_out, a, g, dw_weight, in_weight,
-         out_weight, out_bias, *inputs) = ctx.saved_tensors
+        (
+            x,
+            decay,
+            keep,
+            mean,
+            rstd,
+            q,
+            v,
+            mean_out,
+            rstd_out,
+            a,
+            g,
+            dw_weight,
+            in_weight,
+            out_weight,
+            out_bias,
+            *inputs,
+        ) = ctx.saved_tensors
         eps, inner_eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[6:], [x, decay, *inputs]
         if torch.is_grad_enabled() and not is_compiling():
             with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None, ) * 6 + gradients(
+                return (None,) * 6 + gradients(
                     lambda x, decay, *inputs: vheat_conduction_ref(
-                        x, decay, ConductionWeights(*inputs[3:]), Residual(*inputs[:3]),
-                        post_norm, keep, eps, inner_eps),
-                    inputs, wanted, dout)
+                        x,
+                        decay,
+                        ConductionWeights(*inputs[3:]),
+                        Residual(*inputs[:3]),
+                        post_norm,
+                        keep,
+                        eps,
+                        inner_eps,
+                    ),
+                    inputs,
+                    wanted,
+                    dout,
+                )
         residual, weights = Residual(*inputs[2:5]), ConductionWeights(*inputs[5:])
         dtype, channels = q.dtype, x.shape[3]
 
-        e, *dnorm = _leave_backward(dout, v, residual, mean_out, rstd_out, keep, dtype,
-                                    backend)
+        e, *dnorm = _leave_backward(dout, v, residual, mean_out, rstd_out, keep, dtype, backend)
         phi, gate = _split(q, channels)
         modes = dct2(phi)
         u = _conduct(modes, decay, keep_modes=True)
         # Mean and 1 / σ are as cheap to have again as to keep.
-        again, mean_u, rstd_u = norm_gate_forward(u, gate, weights.norm_weight, weights.norm_bias,
-                                                  inner_eps, backend)
+        again, mean_u, rstd_u = norm_gate_forward(
+            u, gate, weights.norm_weight, weights.norm_bias, inner_eps, backend
+        )
         g = again if g is None else g
         dg, dout_weight, dout_bias, dgamma = _product_backward(
-            e, _rows(g), out_weight, out_bias, residual.gamma)
+            e, _rows(g), out_weight, out_bias, residual.gamma
+        )
         del e, g, again
         dq = torch.empty_like(q)
         dphi, dgate = _split(dq, channels)
         du, _, dnorm_weight, dnorm_bias = norm_gate_backward(
-            dg.view(x.shape), u, gate, weights.norm_weight, weights.norm_bias, mean_u, rstd_u,
-            backend, dgate_out=dgate)
+            dg.view(x.shape),
+            u,
+            gate,
+            weights.norm_weight,
+            weights.norm_bias,
+            mean_u,
+            rstd_u,
+            backend,
+            dgate_out=dgate,
+        )
         del dg, u
         du = dct2(du)
         ddecay = (du * modes).sum(0, dtype=decay.dtype).sum_to_size(decay.shape)
@@ -240,10 +329,22 @@ class _Conduction(torch.autograd.Function):
         dy, ddw_weight, ddw_bias = _depthwise_backward(da, y, dw_weight)
         del da, y
         dx, *dnorm_in = _enter_backward(dy, x, residual, mean, rstd, dout, backend)
-        grads = [dx, ddecay, *(dnorm if post_norm else dnorm_in), dgamma, ddw_weight, ddw_bias,
-                 din_weight, din_bias, dnorm_weight, dnorm_bias, dout_weight, dout_bias]
+        grads = [
+            dx,
+            ddecay,
+            *(dnorm if post_norm else dnorm_in),
+            dgamma,
+            ddw_weight,
+            ddw_bias,
+            din_weight,
+            din_bias,
+            dnorm_weight,
+            dnorm_bias,
+            dout_weight,
+            dout_bias,
+        ]
         grads = [grad if asked else None for grad, asked in zip(grads, wanted)]
-        return (None, ) * 6 + tuple(cast_like(grads, inputs))
+        return (None,) * 6 + tuple(cast_like(grads, inputs))
 
 
 def _split(q: Tensor, channels: int) -> Tuple[Tensor, Optional[Tensor]]:
@@ -257,7 +358,6 @@ def _conduct(modes: Tensor, decay: Tensor, keep_modes: bool = False) -> Tensor:
 
 
 class _Mlp(torch.autograd.Function):
-
     @staticmethod
     def forward(ctx, recompute, eps, backend, post_norm, keep, x, *weights):
         ctx.settings, ctx.autocast = (eps, backend, post_norm), autocast_dtype(x.device.type)
@@ -270,30 +370,60 @@ class _Mlp(torch.autograd.Function):
             g = F.gelu(h)
             v = _linear(g, fc2_weight, fc2_bias)
             out, mean_out, rstd_out = _leave(x, v, residual, eps, post_norm, keep, backend)
-        ctx.save_for_backward(x, keep, mean, rstd, h, v if post_norm else None, mean_out, rstd_out,
-                              *((None, None) if recompute else (y, g)), fc1_weight, fc2_weight,
-                              fc2_bias, *weights)
+        ctx.save_for_backward(
+            x,
+            keep,
+            mean,
+            rstd,
+            h,
+            v if post_norm else None,
+            mean_out,
+            rstd_out,
+            *((None, None) if recompute else (y, g)),
+            fc1_weight,
+            fc2_weight,
+            fc2_bias,
+            *weights,
+        )
         return out
 
     @staticmethod
     def backward(ctx, dout):
-        (x, keep, mean, rstd, h, v, mean_out, rstd_out, y, g, fc1_weight, fc2_weight, fc2_bias,
-         *inputs) = ctx.saved_tensors
+        (
+            x,
+            keep,
+            mean,
+            rstd,
+            h,
+            v,
+            mean_out,
+            rstd_out,
+            y,
+            g,
+            fc1_weight,
+            fc2_weight,
+            fc2_bias,
+            *inputs,
+        ) = ctx.saved_tensors
         eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[5:], [x, *inputs]
         if torch.is_grad_enabled() and not is_compiling():
             with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None, ) * 5 + gradients(
-                    lambda x, *inputs: vheat_mlp_ref(x, MlpWeights(*inputs[3:]),
-                                                     Residual(*inputs[:3]), post_norm, keep, eps),
-                    inputs, wanted, dout)
+                return (None,) * 5 + gradients(
+                    lambda x, *inputs: vheat_mlp_ref(
+                        x, MlpWeights(*inputs[3:]), Residual(*inputs[:3]), post_norm, keep, eps
+                    ),
+                    inputs,
+                    wanted,
+                    dout,
+                )
         residual, dtype = Residual(*inputs[1:4]), h.dtype
 
-        e, *dnorm = _leave_backward(dout, v, residual, mean_out, rstd_out, keep, dtype,
-                                    backend)
+        e, *dnorm = _leave_backward(dout, v, residual, mean_out, rstd_out, keep, dtype, backend)
         g = F.gelu(h) if g is None else g
-        dg, dfc2_weight, dfc2_bias, dgamma = _product_backward(e, _rows(g), fc2_weight, fc2_bias,
-                                                               residual.gamma)
+        dg, dfc2_weight, dfc2_bias, dgamma = _product_backward(
+            e, _rows(g), fc2_weight, fc2_bias, residual.gamma
+        )
         del e, g
         dh = torch.ops.aten.gelu_backward(dg, _rows(h))
         del dg
@@ -303,20 +433,34 @@ class _Mlp(torch.autograd.Function):
         del y, dh
         dy = dy.view(x.shape)
         dx, *dnorm_in = _enter_backward(dy, x, residual, mean, rstd, dout, backend)
-        grads = [dx, *(dnorm if post_norm else dnorm_in), dgamma, dfc1_weight, dfc1_bias,
-                 dfc2_weight, dfc2_bias]
+        grads = [
+            dx,
+            *(dnorm if post_norm else dnorm_in),
+            dgamma,
+            dfc1_weight,
+            dfc1_bias,
+            dfc2_weight,
+            dfc2_bias,
+        ]
         grads = [grad if asked else None for grad, asked in zip(grads, wanted)]
-        return (None, ) * 5 + tuple(cast_like(grads, inputs))
+        return (None,) * 5 + tuple(cast_like(grads, inputs))
 
 
-def _norm_gate(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor,
-               eps: float) -> Tensor:
+def _norm_gate(
+    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
+) -> Tensor:
     n = F.layer_norm(u, u.shape[-1:], weight, bias, eps)
     return n if gate is None else n * F.silu(gate)
 
 
-def _residual_ref(x: Tensor, branch: Tensor, residual: Residual, post_norm: bool,
-                  keep: Optional[Tensor], eps: float) -> Tensor:
+def _residual_ref(
+    x: Tensor,
+    branch: Tensor,
+    residual: Residual,
+    post_norm: bool,
+    keep: Optional[Tensor],
+    eps: float,
+) -> Tensor:
     if post_norm:
         branch = _norm_gate(branch, None, residual.norm_weight, residual.norm_bias, eps)
     if residual.gamma is not None:
@@ -324,40 +468,65 @@ def _residual_ref(x: Tensor, branch: Tensor, residual: Residual, post_norm: bool
     return x + (branch if keep is None else branch * _per_sample(keep))
 
 
-def vheat_conduction_ref(x: Tensor, decay: Tensor, weights: ConductionWeights, residual: Residual,
-                         post_norm: bool = False, keep: Optional[Tensor] = None,
-                         eps: float = 1e-5, inner_eps: float = 1e-5) -> Tensor:
+def vheat_conduction_ref(
+    x: Tensor,
+    decay: Tensor,
+    weights: ConductionWeights,
+    residual: Residual,
+    post_norm: bool = False,
+    keep: Optional[Tensor] = None,
+    eps: float = 1e-5,
+    inner_eps: float = 1e-5,
+) -> Tensor:
     """:func:`vheat_conduction` in plain torch, differentiable any number of times."""
     y = x if post_norm else _norm_gate(x, None, residual.norm_weight, residual.norm_bias, eps)
     a = _depthwise(y, weights.dw_weight, weights.dw_bias)
     phi, gate = _split(F.linear(a, weights.in_weight, weights.in_bias), x.shape[3])
-    g = _norm_gate(heat_spectral(phi, decay), gate, weights.norm_weight, weights.norm_bias,
-                      inner_eps)
-    return _residual_ref(x, F.linear(g, weights.out_weight, weights.out_bias), residual, post_norm,
-                         keep, eps)
+    g = _norm_gate(
+        heat_spectral(phi, decay), gate, weights.norm_weight, weights.norm_bias, inner_eps
+    )
+    return _residual_ref(
+        x, F.linear(g, weights.out_weight, weights.out_bias), residual, post_norm, keep, eps
+    )
 
 
-def vheat_mlp_ref(x: Tensor, weights: MlpWeights, residual: Residual, post_norm: bool = False,
-                  keep: Optional[Tensor] = None, eps: float = 1e-5) -> Tensor:
+def vheat_mlp_ref(
+    x: Tensor,
+    weights: MlpWeights,
+    residual: Residual,
+    post_norm: bool = False,
+    keep: Optional[Tensor] = None,
+    eps: float = 1e-5,
+) -> Tensor:
     """:func:`vheat_mlp` in plain torch, differentiable any number of times."""
     y = x if post_norm else _norm_gate(x, None, residual.norm_weight, residual.norm_bias, eps)
     g = F.gelu(F.linear(y, weights.fc1_weight, weights.fc1_bias))
-    return _residual_ref(x, F.linear(g, weights.fc2_weight, weights.fc2_bias), residual, post_norm,
-                         keep, eps)
+    return _residual_ref(
+        x, F.linear(g, weights.fc2_weight, weights.fc2_bias), residual, post_norm, keep, eps
+    )
 
 
 def _folded(residual: Residual, post_norm: bool) -> Residual:
     """With post-norm γ is part of the norm's weight and bias."""
     if not post_norm or residual.gamma is None:
         return residual
-    return Residual(residual.norm_weight * residual.gamma, residual.norm_bias * residual.gamma,
-                    None)
+    return Residual(
+        residual.norm_weight * residual.gamma, residual.norm_bias * residual.gamma, None
+    )
 
 
-def vheat_conduction(x: Tensor, decay: Tensor, weights: ConductionWeights, residual: Residual,
-                     post_norm: bool = False, keep: Optional[Tensor] = None, eps: float = 1e-5,
-                     inner_eps: float = 1e-5, recompute: bool = True,
-                     backend: str = 'auto') -> Tensor:
+def vheat_conduction(
+    x: Tensor,
+    decay: Tensor,
+    weights: ConductionWeights,
+    residual: Residual,
+    post_norm: bool = False,
+    keep: Optional[Tensor] = None,
+    eps: float = 1e-5,
+    inner_eps: float = 1e-5,
+    recompute: bool = True,
+    backend: str = 'auto',
+) -> Tensor:
     """vHeat's heat conduction operator with its residual connection; equations above.
 
     Under autocast matrix products are in its dtype, as torch's own layers are; the residual stream
@@ -378,13 +547,31 @@ def vheat_conduction(x: Tensor, decay: Tensor, weights: ConductionWeights, resid
     Returns:
         Tensor: (B, H, W, C), dtype of ``x``.
     """
-    return _Conduction.apply(recompute, eps, inner_eps, backend, post_norm, keep, x, decay,
-                             *_folded(residual, post_norm), *weights)
+    return _Conduction.apply(
+        recompute,
+        eps,
+        inner_eps,
+        backend,
+        post_norm,
+        keep,
+        x,
+        decay,
+        *_folded(residual, post_norm),
+        *weights,
+    )
 
 
-def vheat_mlp(x: Tensor, weights: MlpWeights, residual: Residual, post_norm: bool = False,
-              keep: Optional[Tensor] = None, eps: float = 1e-5,
-              recompute: bool = True, backend: str = 'auto') -> Tensor:
+def vheat_mlp(
+    x: Tensor,
+    weights: MlpWeights,
+    residual: Residual,
+    post_norm: bool = False,
+    keep: Optional[Tensor] = None,
+    eps: float = 1e-5,
+    recompute: bool = True,
+    backend: str = 'auto',
+) -> Tensor:
     """vHeat's MLP with its residual connection; arguments as :func:`vheat_conduction`'s."""
-    return _Mlp.apply(recompute, eps, backend, post_norm, keep, x, *_folded(residual, post_norm),
-                      *weights)
+    return _Mlp.apply(
+        recompute, eps, backend, post_norm, keep, x, *_folded(residual, post_norm), *weights
+    )

@@ -3,6 +3,7 @@
 Such a file may be half a gigabyte of JSON. So it is not parsed another time: the data set opens it
 through ``COCOAPI``, and what that has read is looked at before the data set goes on.
 """
+
 from typing import Any, List, Optional
 
 from mmengine.registry import DATASETS

@@ -5,6 +5,7 @@ optimizers leave a step out where the tensor ``found_inf`` is 1, which is how gr
 steps, and running statistics are chosen between new and former ones by the same tensor. The host
 reads the verdict on an iteration while the device is at work on the next one.
 """
+
 from collections import defaultdict
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 
@@ -25,8 +26,7 @@ from mmhcnet.registry import HOOKS
 def image_paths(data_batch: Any) -> List[str]:
     """Files that a batch comes from, as far as its pipeline packs ``img_path``."""
     samples = data_batch.get('data_samples') or [] if isinstance(data_batch, dict) else []
-    return [str(path) for path in (getattr(sample, 'img_path', None) for sample in samples)
-            if path]
+    return [str(path) for path in (getattr(sample, 'img_path', None) for sample in samples) if path]
 
 
 class RunningStatistics:
@@ -51,8 +51,9 @@ class RunningStatistics:
             buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
             kept, writes, _ = self._kept.get(module, ((), (), ()))
             if len(kept) != len(buffers) or any(
-                    old is not new or count != new._version
-                    for old, new, count in zip(kept, buffers, writes)):
+                old is not new or count != new._version
+                for old, new, count in zip(kept, buffers, writes)
+            ):
                 found.append((module, buffers))
         return found
 
@@ -63,7 +64,8 @@ class RunningStatistics:
         for module, buffers in self._changed():
             *_, copies = self._kept.get(module, ((), (), ()))
             if [(old.shape, old.dtype, old.device) for old in copies] != [
-                    (new.shape, new.dtype, new.device) for new in buffers]:
+                (new.shape, new.dtype, new.device) for new in buffers
+            ]:
                 copies = [torch.empty_like(buffer) for buffer in buffers]
             pairs += zip(buffers, copies)
             self._kept[module] = buffers, [buffer._version for buffer in buffers], copies
@@ -82,8 +84,13 @@ class RunningStatistics:
             kept, _, copies = self._kept.get(module, ((), (), ()))
             pairs += zip(kept, copies)
         for news, olds in _alike(pairs):
-            chosen = torch.where(bad.to(news[0].device), *(
-                torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (olds, news)))
+            chosen = torch.where(
+                bad.to(news[0].device),
+                *(
+                    torch.cat([tensor.reshape(-1) for tensor in tensors])
+                    for tensors in (olds, news)
+                ),
+            )
             parts = chosen.split([buffer.numel() for buffer in news])
             _copy(news, [part.view_as(buffer) for part, buffer in zip(parts, news)])
 
@@ -118,6 +125,7 @@ class _Verdict(NamedTuple):
         scaled (bool): A gradient scaler had a part in that.
         paths (list[str]): Images of the batch.
     """
+
     iteration: int
     flags: Tensor
     event: Optional['torch.cuda.Event']
@@ -157,6 +165,7 @@ class FiniteHook(Hook):
     Args:
         max_in_a_row (int): Training ends with an error after so many skipped steps in a row.
     """
+
     # Before anything that uses the weights after a step, as a moving average of them.
     priority = 'VERY_HIGH'
 
@@ -184,11 +193,14 @@ class FiniteHook(Hook):
         self._statistics = RunningStatistics(model)
         self._handles = [model.register_forward_hook(self._see_losses)]
         for wrapper in self._wrappers(runner):
+
             def before_step(optimizer, args, kwargs, scaled=self._scaled(wrapper)):
                 self._before_step(optimizer, scaled)
 
-            self._handles += [wrapper.optimizer.register_step_pre_hook(before_step),
-                              wrapper.optimizer.register_step_post_hook(self._after_step)]
+            self._handles += [
+                wrapper.optimizer.register_step_pre_hook(before_step),
+                wrapper.optimizer.register_step_post_hook(self._after_step),
+            ]
 
     @staticmethod
     def _wrappers(runner: Runner) -> List[OptimWrapper]:
@@ -211,8 +223,9 @@ class FiniteHook(Hook):
 
     @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, scaled: bool) -> None:
-        params = [p for group in optimizer.param_groups for p in group['params']
-                  if p.grad is not None]
+        params = [
+            p for group in optimizer.param_groups for p in group['params'] if p.grad is not None
+        ]
         if not params:
             return
         found = getattr(optimizer, 'found_inf', None)
@@ -241,9 +254,11 @@ class FiniteHook(Hook):
     @staticmethod
     def _skips_by_itself(optimizer: Optimizer, params: int) -> bool:
         # In a skipped first step fused SGD would keep momentum that was never written.
-        return (getattr(optimizer, '_step_supports_amp_scaling', False)
-                and all(group.get('fused') for group in optimizer.param_groups)
-                and len(optimizer.state) >= params)
+        return (
+            getattr(optimizer, '_step_supports_amp_scaling', False)
+            and all(group.get('fused') for group in optimizer.param_groups)
+            and len(optimizer.state) >= params
+        )
 
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         if self._lent:
@@ -254,9 +269,18 @@ class FiniteHook(Hook):
         device = gradients_bad.device
         own = self._own_losses_bad
         if self._losses:
-            seen = ~torch.stack([
-                (loss.sum(dtype=torch.float32) if loss.dim() else loss).to(device, torch.float32)
-                for loss in self._losses]).sum().isfinite()
+            seen = (
+                ~torch.stack(
+                    [
+                        (loss.sum(dtype=torch.float32) if loss.dim() else loss).to(
+                            device, torch.float32
+                        )
+                        for loss in self._losses
+                    ]
+                )
+                .sum()
+                .isfinite()
+            )
             own = seen if own is None else own.to(device) | seen
             self._losses = []
         elif own is None:
@@ -273,8 +297,9 @@ class FiniteHook(Hook):
         self._statistics.keep()
 
     @torch.no_grad()
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         wrappers = self._wrappers(runner)
         stepped, scaled = self._bad is not None, any(map(self._scaled, wrappers))
         complete = all(wrapper.should_update() for wrapper in wrappers)
@@ -285,8 +310,9 @@ class FiniteHook(Hook):
         # A scaler's search for a scale says nothing against the batch.
         self._statistics.restore_where(self._bad[0] if scaled else self._bad.any())
         flags = torch.cat([self._bad, self._own_losses_bad.to(self._bad.device).reshape(1)])
-        self._unread.append(_Verdict(
-            runner.iter + 1, *_on_its_way(flags), stepped, scaled, image_paths(data_batch)))
+        self._unread.append(
+            _Verdict(runner.iter + 1, *_on_its_way(flags), stepped, scaled, image_paths(data_batch))
+        )
         if complete:
             self._own_losses_bad = None
         # Always the one before, and not whatever is there by now, so that all ranks end together.
@@ -303,7 +329,8 @@ class FiniteHook(Hook):
             raise UserError(
                 f'no training step succeeded: the loss or gradient was not finite in all of '
                 f'{self.skipped}. Look at the images that the log names and at mean and std of '
-                'data_preprocessor, lower the learning rate, or train without --amp')
+                'data_preprocessor, lower the learning rate, or train without --amp'
+            )
 
     def settle(self, runner: Runner) -> None:
         """Read the verdict on every iteration so far, which may mean to wait for the device.
@@ -329,8 +356,14 @@ class FiniteHook(Hook):
                 verdict.event.synchronize()
             self._count(runner, verdict, *map(bool, verdict.flags.tolist()))
 
-    def _count(self, runner: Runner, verdict: _Verdict, losses_bad: bool, gradients_bad: bool,
-               own_losses_bad: bool) -> None:
+    def _count(
+        self,
+        runner: Runner,
+        verdict: _Verdict,
+        losses_bad: bool,
+        gradients_bad: bool,
+        own_losses_bad: bool,
+    ) -> None:
         if not losses_bad and not gradients_bad:
             if verdict.stepped:
                 self.in_a_row = 0
@@ -348,21 +381,29 @@ class FiniteHook(Hook):
             runner.logger.error(
                 f'Iteration {verdict.iteration}: the {what} is not finite; the step is skipped '
                 f'({self.in_a_row} in a row, {self.skipped} in all). Its images: '
-                f'{", ".join(verdict.paths) or "their pipeline packs no img_path"}')
+                f'{", ".join(verdict.paths) or "their pipeline packs no img_path"}'
+            )
         if self.in_a_row >= self.max_in_a_row:
             self._unread.clear()
             before = None
             for hook in runner.hooks:
                 if isinstance(hook, CheckpointHook):
                     before = hook.doubt_unproved(runner)
-            then = f'--resume goes on from {before}, which is from before' if before else (
-                'start from scratch, because there is no checkpoint from before')
+            then = (
+                f'--resume goes on from {before}, which is from before'
+                if before
+                else ('start from scratch, because there is no checkpoint from before')
+            )
             raise UserError(
                 f'the {what} was not finite in {self.in_a_row} iterations in a row. Look at the '
                 'images that the log names, lower the learning rate, or train without --amp; then '
-                f'{then}')
+                f'{then}'
+            )
 
     def _overflows(self, runner: Runner) -> bool:
         """Whether gradients overflow by themselves: a scaler has gone below 1."""
-        return any(wrapper.loss_scaler.get_scale() < 1 for wrapper in self._wrappers(runner)
-                   if self._scaled(wrapper))
+        return any(
+            wrapper.loss_scaler.get_scale() < 1
+            for wrapper in self._wrappers(runner)
+            if self._scaled(wrapper)
+        )

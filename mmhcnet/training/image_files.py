@@ -3,6 +3,7 @@
 A second look at each file would cost a network file system another round trip. So the loading steps
 read through a file backend that judges the bytes as they pass by.
 """
+
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path

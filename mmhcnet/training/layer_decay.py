@@ -3,6 +3,7 @@
 Their own constructors know ConvNeXt (and BEiT) by name only. mmpretrain's asks the backbone,
 ``get_layer_depth``, and so does this one.
 """
+
 import math
 from itertools import accumulate
 from typing import List, Optional, Union
@@ -43,25 +44,36 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         self.decay_type = settings.pop('decay_type', 'layer_wise')
         self.num_layers = settings.pop('num_layers', None)
         if not isinstance(self.decay_rate, (int, float)) or not 0 < self.decay_rate <= 1:
-            raise ValueError('paramwise_cfg.decay_rate must be above 0 and at most 1, got '
-                             f'{self.decay_rate!r}')
+            raise ValueError(
+                f'paramwise_cfg.decay_rate must be above 0 and at most 1, got {self.decay_rate!r}'
+            )
         if self.decay_type not in ('layer_wise', 'stage_wise'):
-            raise ValueError("paramwise_cfg.decay_type must be 'layer_wise' or 'stage_wise', got "
-                             f'{self.decay_type!r}')
+            raise ValueError(
+                "paramwise_cfg.decay_type must be 'layer_wise' or 'stage_wise', got "
+                f'{self.decay_type!r}'
+            )
         if self.num_layers is not None and not (
-                isinstance(self.num_layers, int) and self.num_layers > 0):
-            raise ValueError('paramwise_cfg.num_layers must be a whole number from 1 up, got '
-                             f'{self.num_layers!r}')
+            isinstance(self.num_layers, int) and self.num_layers > 0
+        ):
+            raise ValueError(
+                'paramwise_cfg.num_layers must be a whole number from 1 up, got '
+                f'{self.num_layers!r}'
+            )
         decays = optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None
         if decays and not any(name in settings for name in (*_DECAY_MULTS, 'custom_keys')):
-            settings.update({name: 0. for name in _DECAY_MULTS})
-            settings['custom_keys'] = {name: dict(decay_mult=0.) for name in _NO_DECAY}
+            settings.update({name: 0.0 for name in _DECAY_MULTS})
+            settings['custom_keys'] = {name: dict(decay_mult=0.0) for name in _NO_DECAY}
         # Without any option mmengine would make a single group.
         settings.setdefault('custom_keys', {})
         super().__init__(optim_wrapper_cfg, settings)
 
-    def add_params(self, params: List[dict], module: nn.Module, prefix: str = '',
-                   is_dcn_module: Optional[Union[int, float]] = None) -> None:
+    def add_params(
+        self,
+        params: List[dict],
+        module: nn.Module,
+        prefix: str = '',
+        is_dcn_module: Optional[Union[int, float]] = None,
+    ) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:
             # Of a part, of which the whole model is made.
@@ -69,12 +81,15 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         # A model, or a backbone by itself.
         backbone = getattr(module, 'backbone', module)
         if not hasattr(backbone, 'get_layer_depth'):
-            raise ValueError(f'{type(backbone).__name__} has no get_layer_depth, by which '
-                             'layer-wise decay goes: take another constructor')
+            raise ValueError(
+                f'{type(backbone).__name__} has no get_layer_depth, by which '
+                'layer-wise decay goes: take another constructor'
+            )
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         for group in params:
-            scale = self.decay_rate**self._layers_above(
-                backbone, names[id(group['params'][0])], '' if backbone is module else 'backbone.')
+            scale = self.decay_rate ** self._layers_above(
+                backbone, names[id(group['params'][0])], '' if backbone is module else 'backbone.'
+            )
             group['lr'] = group.get('lr', self.base_lr) * scale
             group['lr_scale'] = scale
 

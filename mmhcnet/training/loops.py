@@ -4,6 +4,7 @@ mmengine restores weights, optimizer and schedulers. Beyond it, these loops draw
 random numbers from (seed, rank, iteration) and start the data at the iteration where the checkpoint
 was written, within an epoch too, without loading what was seen before.
 """
+
 import bisect
 import os
 import signal
@@ -36,9 +37,11 @@ def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
     Samples that cannot be read are replaced only where a hook learns of it.
     """
     if not isinstance(dataloader, dict):
-        raise TypeError('train_dataloader must be a config, not an object, for a loop that can '
-                        'be resumed exactly; for an object set train_cfg.type to '
-                        "'EpochBasedTrainLoop' or 'IterBasedTrainLoop'")
+        raise TypeError(
+            'train_dataloader must be a config, not an object, for a loop that can '
+            'be resumed exactly; for an object set train_cfg.type to '
+            "'EpochBasedTrainLoop' or 'IterBasedTrainLoop'"
+        )
     loader = dict(dataloader)
     dataset = loader['dataset']
     if isinstance(dataset, dict):
@@ -52,8 +55,11 @@ def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
     loader['collate_fn'] = Collate(_function_of(loader.get('collate_fn', 'pseudo_collate')))
     loader.setdefault('worker_init_fn', dict(type='mmhcnet.start_worker'))
     loader['batch_sampler'] = dict(
-        type='mmhcnet.NumberedBatches', drop_last=loader.pop('drop_last', False),
-        batch_sampler=loader.get('batch_sampler'), endless=endless)
+        type='mmhcnet.NumberedBatches',
+        drop_last=loader.pop('drop_last', False),
+        batch_sampler=loader.get('batch_sampler'),
+        endless=endless,
+    )
     return loader
 
 
@@ -93,13 +99,17 @@ def _check_batches(dataloader: DataLoader, endless: bool) -> None:
     """
     samples, batches = len(dataloader.dataset), dataloader.batch_sampler
     if not samples:
-        raise UserError('the training set has no samples: look at data_root, ann_file, data_prefix '
-                        'and filter_cfg of train_dataloader.dataset')
+        raise UserError(
+            'the training set has no samples: look at data_root, ann_file, data_prefix '
+            'and filter_cfg of train_dataloader.dataset'
+        )
     # A sampler without end fills any batch.
     if not len(batches) and not (endless and isinstance(batches.sampler, InfiniteSampler)):
-        raise UserError(f'the training set has {samples} samples, fewer than a batch of '
-                        f'{batches.batch_size} for each rank, and drop_last leaves none: lower '
-                        'train_dataloader.batch_size, or set train_dataloader.drop_last=False')
+        raise UserError(
+            f'the training set has {samples} samples, fewer than a batch of '
+            f'{batches.batch_size} for each rank, and drop_last leaves none: lower '
+            'train_dataloader.batch_size, or set train_dataloader.drop_last=False'
+        )
 
 
 def _validate_if_due(loop: Union[EpochBasedTrainLoop, BaseLoop], done: int, end: int) -> None:
@@ -111,8 +121,12 @@ def _validate_if_due(loop: Union[EpochBasedTrainLoop, BaseLoop], done: int, end:
     runner, hub = loop.runner, loop.runner.message_hub
     interval = loop.dynamic_intervals[bisect.bisect(loop.dynamic_milestones, done + 1) - 1]
     loop.val_interval = interval
-    if runner.val_loop is None or done < max(1, loop.val_begin) or (
-            done % interval and done != end) or hub.get_info('validated_after') == done:
+    if (
+        runner.val_loop is None
+        or done < max(1, loop.val_begin)
+        or (done % interval and done != end)
+        or hub.get_info('validated_after') == done
+    ):
         return
     # In a checkpoint that is written for its result.
     hub.update_info('validated_after', done)
@@ -132,11 +146,23 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         dynamic_intervals (list[tuple], optional): (first epoch, interval from there on).
     """
 
-    def __init__(self, runner: Runner, dataloader: dict, max_epochs: int, val_begin: int = 1,
-                 val_interval: int = 1,
-                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
-        super().__init__(runner, _seeded_loader(runner, dataloader, endless=False), max_epochs,
-                         val_begin, val_interval, dynamic_intervals)
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: dict,
+        max_epochs: int,
+        val_begin: int = 1,
+        val_interval: int = 1,
+        dynamic_intervals: Optional[List[Tuple[int, int]]] = None,
+    ):
+        super().__init__(
+            runner,
+            _seeded_loader(runner, dataloader, endless=False),
+            max_epochs,
+            val_begin,
+            val_interval,
+            dynamic_intervals,
+        )
         _check_batches(self.dataloader, endless=False)
 
     def run(self) -> torch.nn.Module:
@@ -187,9 +213,15 @@ class IterTrainLoop(BaseLoop):
         dynamic_intervals (list[tuple], optional): (first iteration, interval from there on).
     """
 
-    def __init__(self, runner: Runner, dataloader: dict, max_iters: int, val_begin: int = 1,
-                 val_interval: int = 1000,
-                 dynamic_intervals: Optional[List[Tuple[int, int]]] = None):
+    def __init__(
+        self,
+        runner: Runner,
+        dataloader: dict,
+        max_iters: int,
+        val_begin: int = 1,
+        val_interval: int = 1000,
+        dynamic_intervals: Optional[List[Tuple[int, int]]] = None,
+    ):
         super().__init__(runner, _seeded_loader(runner, dataloader, endless=True))
         _check_batches(self.dataloader, endless=True)
         self.max_iters = max_iters
@@ -201,7 +233,8 @@ class IterTrainLoop(BaseLoop):
         self.val_interval = val_interval
         self.stop_training = False
         self.dynamic_milestones, self.dynamic_intervals = calc_dynamic_intervals(
-            val_interval, dynamic_intervals)
+            val_interval, dynamic_intervals
+        )
         self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
 
     @property
@@ -217,8 +250,7 @@ class IterTrainLoop(BaseLoop):
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
-        self.dataloader.batch_sampler.start(
-            _seed_of(runner), iteration=self._iter, skip=self._iter)
+        self.dataloader.batch_sampler.start(_seed_of(runner), iteration=self._iter, skip=self._iter)
         _validate_if_due(self, self._iter, self.max_iters)
         # Without a resumed run that is at its end, because this starts the workers.
         batches = iter(self.dataloader) if self._iter < self.max_iters else None
@@ -238,6 +270,7 @@ class IterTrainLoop(BaseLoop):
         seed_process(_seed_of(runner), get_rank(), self._iter)
         runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batch)
         outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
-        runner.call_hook('after_train_iter', batch_idx=self._iter, data_batch=data_batch,
-                         outputs=outputs)
+        runner.call_hook(
+            'after_train_iter', batch_idx=self._iter, data_batch=data_batch, outputs=outputs
+        )
         self._iter += 1

@@ -1,4 +1,5 @@
 """A cluster takes the machine back (SIGTERM): write a checkpoint and end."""
+
 import signal
 from typing import Any, Dict, Optional, Sequence
 
@@ -26,10 +27,11 @@ class PreemptionHook(Hook):
     Args:
         signals (Sequence[str]): Names of the signals.
     """
+
     # After the hooks of which a checkpoint keeps the state.
     priority = 'LOWEST'
 
-    def __init__(self, signals: Sequence[str] = ('SIGTERM', )):
+    def __init__(self, signals: Sequence[str] = ('SIGTERM',)):
         self.signals = [signal.Signals[name] for name in signals]
         self.received: Optional[signal.Signals] = None
         # Signal -> its handler before training.
@@ -49,8 +51,9 @@ class PreemptionHook(Hook):
         former = self._former[self.received]
         signal.signal(number, signal.SIG_DFL if former is signal.SIG_IGN else former)
 
-    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                         outputs: Optional[dict] = None) -> None:
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+    ) -> None:
         stop = torch.tensor(int(self.received is not None))
         if is_distributed():
             all_reduce(stop, 'max')
@@ -62,14 +65,21 @@ class PreemptionHook(Hook):
                 saved = hook.save_now(runner) or 'the checkpoint could not be written'
         self._end(runner, f'iteration {runner.iter + 1}: {saved}')
 
-    def after_val_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
-                       outputs: Optional[Sequence] = None) -> None:
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Optional[Sequence] = None,
+    ) -> None:
         if self.received is not None:
             self._end(runner, 'a validation: the newest checkpoint stays the last one')
 
     def _end(self, runner: Runner, where: str) -> None:
-        runner.logger.warning(f'{self.received.name if self.received else "Another rank"} ended '
-                              f'the run in {where}. --resume goes on from there.')
+        runner.logger.warning(
+            f'{self.received.name if self.received else "Another rank"} ended '
+            f'the run in {where}. --resume goes on from there.'
+        )
         self.after_train(runner)
         leave_distributed()
         raise SystemExit(EXIT_PREEMPTED)

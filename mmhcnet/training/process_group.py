@@ -1,4 +1,5 @@
 """The end of the process group of a distributed run."""
+
 import time
 
 import torch.distributed

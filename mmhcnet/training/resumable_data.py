@@ -3,6 +3,7 @@
 So neither the number of worker processes nor an interruption changes what a run sees, and a resumed
 run starts at any iteration without loading the data before it.
 """
+
 import random
 from itertools import islice
 from typing import Any, Iterator, List, Optional, Sequence
@@ -54,8 +55,14 @@ class NumberedBatches:
         endless (bool): Start over instead of ending.
     """
 
-    def __init__(self, sampler: Sampler, batch_size: int, drop_last: bool = False,
-                 batch_sampler: Optional[dict] = None, endless: bool = False):
+    def __init__(
+        self,
+        sampler: Sampler,
+        batch_size: int,
+        drop_last: bool = False,
+        batch_sampler: Optional[dict] = None,
+        endless: bool = False,
+    ):
         self.sampler = sampler
         self.batch_size = batch_size
         self.endless = endless
@@ -63,7 +70,8 @@ class NumberedBatches:
             self.batches = BatchSampler(sampler, batch_size, drop_last)
         else:
             self.batches = DATA_SAMPLERS.build(
-                dict(batch_sampler), default_args=dict(sampler=sampler, batch_size=batch_size))
+                dict(batch_sampler), default_args=dict(sampler=sampler, batch_size=batch_size)
+            )
         self.start(seed=0, iteration=0, skip=0)
 
     def start(self, seed: int, iteration: int, skip: int) -> None:
@@ -90,8 +98,9 @@ class NumberedBatches:
     def __iter__(self) -> Iterator[List[Draw]]:
         rank = get_rank()
         for number, batch in enumerate(islice(self._passes(), self.skip, None), self.iteration):
-            yield [Draw(index, (self.seed, rank, number, place))
-                   for place, index in enumerate(batch)]
+            yield [
+                Draw(index, (self.seed, rank, number, place)) for place, index in enumerate(batch)
+            ]
 
     def __len__(self) -> int:
         return len(self.batches)

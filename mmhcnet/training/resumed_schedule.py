@@ -3,6 +3,7 @@
 mmengine restores the whole state of its schedulers, so that such a run would go on with the old
 schedule whatever the config says.
 """
+
 import warnings
 from typing import Any, Dict, List
 
@@ -31,6 +32,7 @@ class ResumedScheduleHook(Hook):
     Raises:
         UserError: The checkpoint stands within an epoch of batches of another size.
     """
+
     # Before a hook that writes or counts anything.
     priority = 'VERY_HIGH'
 
@@ -59,18 +61,21 @@ class ResumedScheduleHook(Hook):
             raise UserError(
                 f'the checkpoint stands within epoch {epoch + 1}, whose {before:g} batches were of '
                 f'another size than the {now} of this run: resume from the end of an epoch, or '
-                'with the batch size that it was trained with')
+                'with the batch size that it was trained with'
+            )
         meta['iter'] = epoch * now
         runner.logger.warning(
             f'An epoch has {now} iterations, and {before:g} in the checkpoint: the run goes on '
-            f'with epoch {epoch + 1}, iteration {epoch * now + 1}.')
+            f'with epoch {epoch + 1}, iteration {epoch * now + 1}.'
+        )
 
     def _go_on(self, runner: Runner, checkpoint: dict, schedulers: List[Any]) -> None:
         if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
             raise UserError(
                 'param_scheduler is another one than in the checkpoint, and one of its parts '
                 'follows the validation: resume with the old one, or start from scratch with '
-                'load_from')
+                'load_from'
+            )
         meta = checkpoint['meta']
         epoch, iteration = meta['epoch'], meta['iter']
         epochs = isinstance(runner.train_loop, EpochBasedTrainLoop)
@@ -90,12 +95,16 @@ class ResumedScheduleHook(Hook):
         for group, now in zip(groups, runner.optim_wrapper.param_groups):
             for name in names:
                 group[name], group[f'initial_{name}'] = now[name], now[f'initial_{name}']
-        where = (f'epoch {epoch} of {runner.max_epochs}' if epochs else
-                 f'iteration {iteration} of {runner.max_iters}')
+        where = (
+            f'epoch {epoch} of {runner.max_epochs}'
+            if epochs
+            else f'iteration {iteration} of {runner.max_iters}'
+        )
         rate = max(group['lr'] for group in groups)
         runner.logger.warning(
             'The learning-rate schedule of this run is another one than in the checkpoint: it goes '
-            f'on from {where}, with the learning rate that it has there, {rate:.3g}.')
+            f'on from {where}, with the learning rate that it has there, {rate:.3g}.'
+        )
 
     @staticmethod
     def _step(schedulers: List[Any], by_epoch: bool) -> None:

@@ -3,6 +3,7 @@
 Older versions of OpenCV fill a JPEG file that is cut short and only warn; mmseg takes a label map
 of any size and with any ids; mmdet leaves boxes without area out and says nothing.
 """
+
 import bisect
 import io
 import json
@@ -54,7 +55,7 @@ def _has_end(content: bytes) -> bool:
         at = len(PNG)
         while at + 12 <= len(content):
             # Length of the data, name, data, checksum.
-            length, name = int.from_bytes(content[at:at + 4], 'big'), content[at + 4:at + 8]
+            length, name = int.from_bytes(content[at : at + 4], 'big'), content[at + 4 : at + 8]
             at += 12 + length
             if name == b'IEND':
                 return at <= len(content)
@@ -62,16 +63,17 @@ def _has_end(content: bytes) -> bool:
     if content.startswith(JPEG):
         at = len(JPEG)
         # A segment may hold a thumbnail with an end marker; in the pixels there is none.
-        while content[at:at + 2] != START_OF_SCAN:
-            if at + 4 > len(content) or content[at] != 0xff:
+        while content[at : at + 2] != START_OF_SCAN:
+            if at + 4 > len(content) or content[at] != 0xFF:
                 return False
-            at += 2 + int.from_bytes(content[at + 2:at + 4], 'big')
+            at += 2 + int.from_bytes(content[at + 2 : at + 4], 'big')
         return content.rfind(END_OF_IMAGE, at) >= 0
     return True
 
 
 def _decodes(content: bytes) -> bool:
     from PIL import Image
+
     try:
         with Image.open(io.BytesIO(content)) as image:
             image.load()
@@ -144,8 +146,9 @@ def ids_without_class(labels: Any, classes: int, ignore_index: int) -> Any:
     return ((labels < 0) | (labels >= classes)) & (labels != ignore_index)
 
 
-def check_sample(sample: Any, dataset: Any,
-                 seen: Optional[Dict[str, Optional[Tuple[int, int]]]] = None) -> None:
+def check_sample(
+    sample: Any, dataset: Any, seen: Optional[Dict[str, Optional[Tuple[int, int]]]] = None
+) -> None:
     """Look at what a pipeline of OpenMMLab has packed; anything else passes.
 
     Args:
@@ -173,14 +176,17 @@ def _check_label_map(packed: Any, labels: Any, dataset: Any, seen: dict) -> None
     if isinstance(path, str) and size is not None and (path in seen or os.path.isfile(path)):
         stated = seen[path] if path in seen else png_size(path)
         if stated not in (None, tuple(size[:2])):
-            raise BadSample(f'the label map {path} is {stated[1]}x{stated[0]} and the image '
-                            f'{size[1]}x{size[0]}')
+            raise BadSample(
+                f'the label map {path} is {stated[1]}x{stated[0]} and the image {size[1]}x{size[0]}'
+            )
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     if classes:
         wrong = ids_without_class(labels, len(classes), getattr(dataset, 'ignore_index', 255))
         if wrong.any():
-            raise BadSample(f'the label map {path} has the id {int(labels[wrong].max())}, and '
-                            f'there are {len(classes)} classes')
+            raise BadSample(
+                f'the label map {path} has the id {int(labels[wrong].max())}, and '
+                f'there are {len(classes)} classes'
+            )
 
 
 def is_left_out(box: Sequence[float], width: float, height: float) -> bool:
@@ -213,8 +219,10 @@ def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
         if image is None or len(box) != 4:
             continue
         if is_left_out(box, image['width'], image['height']):
-            yield (f"annotation {annotation['id']} of {image['file_name']}: bbox {box} in an image "
-                   f"of {image['width']}x{image['height']}")
+            yield (
+                f"annotation {annotation['id']} of {image['file_name']}: bbox {box} in an image "
+                f"of {image['width']}x{image['height']}"
+            )
 
 
 def absurd_coordinates(annotation: dict, image: dict) -> Optional[str]:
@@ -224,19 +232,32 @@ def absurd_coordinates(annotation: dict, image: dict) -> Optional[str]:
         annotation (dict): With ``bbox`` and ``segmentation``, as far as it has them.
         image (dict): With ``width`` and ``height``.
     """
-    limit = FARTHEST * max(1, *(side for side in (image.get('width'), image.get('height'))
-                                if isinstance(side, (int, float)) and math.isfinite(side)), 1)
+    limit = FARTHEST * max(
+        1,
+        *(
+            side
+            for side in (image.get('width'), image.get('height'))
+            if isinstance(side, (int, float)) and math.isfinite(side)
+        ),
+        1,
+    )
     polygons = annotation.get('segmentation')
-    for name, values in (('bbox', [annotation.get('bbox')]),
-                         ('segmentation', polygons if isinstance(polygons, list) else [])):
+    for name, values in (
+        ('bbox', [annotation.get('bbox')]),
+        ('segmentation', polygons if isinstance(polygons, list) else []),
+    ):
         for numbers in values:
             # What is malformed, mmdet names itself.
-            if not isinstance(numbers, (list, tuple)) or not numbers or not all(
-                    type(number) in (int, float) for number in numbers):
+            if (
+                not isinstance(numbers, (list, tuple))
+                or not numbers
+                or not all(type(number) in (int, float) for number in numbers)
+            ):
                 continue
             # What is not a number passes comparisons, and makes the sum none.
-            if not (-limit <= min(numbers) and max(numbers) <= limit
-                    and math.isfinite(sum(numbers))):
+            if not (
+                -limit <= min(numbers) and max(numbers) <= limit and math.isfinite(sum(numbers))
+            ):
                 worst = max(numbers, key=lambda n: abs(n) if n == n else math.inf)
                 return f'{name} has the coordinate {worst}'
     return None
@@ -255,8 +276,10 @@ def absurd_annotations(content: Any) -> Iterator[str]:
         image = images.get(annotation.get('image_id'), {})
         found = absurd_coordinates(annotation, image)
         if found:
-            yield (f"annotation {annotation.get('id')} of {image.get('file_name', 'no image')}: "
-                   f'{found}')
+            yield (
+                f"annotation {annotation.get('id')} of {image.get('file_name', 'no image')}: "
+                f'{found}'
+            )
 
 
 def refuse_absurd_annotations(content: Any, file: str) -> None:
@@ -269,4 +292,5 @@ def refuse_absurd_annotations(content: Any, file: str) -> None:
     if found:
         raise BadAnnotations(
             f'{len(found)} annotations of {file} have coordinates that no image has: '
-            f'{"; ".join(found[:5])}{"; ..." * (len(found) > 5)}. Correct or remove them')
+            f'{"; ".join(found[:5])}{"; ..." * (len(found) > 5)}. Correct or remove them'
+        )

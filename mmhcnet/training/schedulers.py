@@ -4,11 +4,21 @@ A warm-up of 5 epochs of 300 is a sixth of an epoch in a run of 10. mmengine cou
 turns whole epochs into iterations. These turn any number of epochs into whole iterations, as soon
 as the data loader says how many an epoch has; otherwise they are mmengine's.
 """
+
 from typing import Any
 
-from mmengine.optim import (ConstantLR, ConstantMomentum, CosineAnnealingLR,
-                            CosineAnnealingMomentum, LinearLR, LinearMomentum, MultiStepLR,
-                            MultiStepMomentum, PolyLR, PolyMomentum)
+from mmengine.optim import (
+    ConstantLR,
+    ConstantMomentum,
+    CosineAnnealingLR,
+    CosineAnnealingMomentum,
+    LinearLR,
+    LinearMomentum,
+    MultiStepLR,
+    MultiStepMomentum,
+    PolyLR,
+    PolyMomentum,
+)
 
 from mmhcnet.registry import PARAM_SCHEDULERS
 
@@ -17,8 +27,15 @@ class InIterations:
     """Built with ``convert_to_iter_based=True`` from points in epochs that need not be whole."""
 
     @classmethod
-    def build_iter_from_epoch(cls, *args: Any, epoch_length: int, begin: float, end: float,
-                              by_epoch: bool = True, **settings: Any):
+    def build_iter_from_epoch(
+        cls,
+        *args: Any,
+        epoch_length: int,
+        begin: float,
+        end: float,
+        by_epoch: bool = True,
+        **settings: Any,
+    ):
         """The scheduler by iterations.
 
         Args:
@@ -33,18 +50,30 @@ class InIterations:
         if settings.get('T_max') is not None:
             settings['T_max'] = max(1, round(settings['T_max'] * epoch_length))
         if 'milestones' in settings:
-            settings['milestones'] = [max(1, round(point * epoch_length))
-                                      for point in settings['milestones']]
+            settings['milestones'] = [
+                max(1, round(point * epoch_length)) for point in settings['milestones']
+            ]
         if last - first < 2:
             # A warm-up needs an iteration to begin with and another one to end with. In a single
             # one mmengine would stay at the start factor for the rest of the run.
             last = first + 2
             for name in {'start_factor', 'factor'} & set(settings):
-                settings[name] = settings.get('end_factor', 1.)
+                settings[name] = settings.get('end_factor', 1.0)
         return cls(*args, begin=first, end=last, by_epoch=False, **settings)
 
 
-for _base in (ConstantLR, ConstantMomentum, CosineAnnealingLR, CosineAnnealingMomentum, LinearLR,
-              LinearMomentum, MultiStepLR, MultiStepMomentum, PolyLR, PolyMomentum):
+for _base in (
+    ConstantLR,
+    ConstantMomentum,
+    CosineAnnealingLR,
+    CosineAnnealingMomentum,
+    LinearLR,
+    LinearMomentum,
+    MultiStepLR,
+    MultiStepMomentum,
+    PolyLR,
+    PolyMomentum,
+):
     PARAM_SCHEDULERS.register_module(
-        module=type(_base.__name__, (InIterations, _base), dict(__doc__=_base.__doc__)))
+        module=type(_base.__name__, (InIterations, _base), dict(__doc__=_base.__doc__))
+    )

@@ -1,4 +1,5 @@
 """Training goes on past samples that cannot be read, and says which."""
+
 import json
 import os
 from pathlib import Path
@@ -15,8 +16,13 @@ from mmhcnet.registry import HOOKS
 
 from .coco_annotations import left_out_of
 from .image_files import images_seen, read_through_backend
-from .sample_rules import (boxes_left_out, check_sample, refuse_absurd_annotations, source_of,
-                           sources)
+from .sample_rules import (
+    boxes_left_out,
+    check_sample,
+    refuse_absurd_annotations,
+    source_of,
+    sources,
+)
 
 # Under it a batch carries its faults from a worker process to the training loop.
 FAULTS = 'mmhcnet_faults'
@@ -28,6 +34,7 @@ NAMED = 5
 
 class Loaded(NamedTuple):
     """A sample or a batch, and what could not be read before it in its place."""
+
     data: Any
     faults: List[str]
 
@@ -55,11 +62,14 @@ def read_tolerantly(dataset: Any, index: int) -> Loaded:
             check_sample(data, source_of(dataset, index)[0], seen)
             return Loaded(data, faults)
         except Exception as error:
-            faults.append(f'{path_of(dataset, index)}: {type(error).__name__}: '
-                          f'{" ".join(str(error).split())[:200]}')
+            faults.append(
+                f'{path_of(dataset, index)}: {type(error).__name__}: '
+                f'{" ".join(str(error).split())[:200]}'
+            )
             index = np.random.randint(len(dataset))
-    raise UserError(f'{TRIES} samples in a row could not be read, the last one {faults[-1]}. '
-                    'Check the data set')
+    raise UserError(
+        f'{TRIES} samples in a row could not be read, the last one {faults[-1]}. Check the data set'
+    )
 
 
 class Collate:
@@ -103,6 +113,7 @@ class DataFaultHook(Hook):
         max_share (float): Share of the samples drawn so far that may be bad.
         patience (int): Samples, per rank, before the share is looked at.
     """
+
     priority = 'VERY_HIGH'
 
     def __init__(self, max_share: float = 0.01, patience: int = 1000):
@@ -117,8 +128,10 @@ class DataFaultHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
             return
-        found = {str(getattr(source, 'ann_file', None)): left_out_of(source)
-                 for source in sources(runner.train_dataloader.dataset)}
+        found = {
+            str(getattr(source, 'ann_file', None)): left_out_of(source)
+            for source in sources(runner.train_dataloader.dataset)
+        }
         for file, left_out in found.items():
             if left_out is None and file.endswith('.json') and os.path.isfile(file):
                 left_out = list(boxes_left_out(file))
@@ -126,7 +139,8 @@ class DataFaultHook(Hook):
                 runner.logger.warning(
                     f'{len(left_out)} boxes of {file} are without area or outside their image, and '
                     f'are left out: {"; ".join(left_out[:NAMED])}'
-                    f'{"; ..." * (len(left_out) > NAMED)}')
+                    f'{"; ..." * (len(left_out) > NAMED)}'
+                )
 
     def before_val(self, runner: Runner) -> None:
         self._prepare(runner.val_dataloader.dataset)
@@ -155,7 +169,8 @@ class DataFaultHook(Hook):
             raise UserError(
                 f'{self.bad} of {self.drawn} samples could not be read, more than the share of '
                 f'{self.max_share} that default_hooks.data_faults.max_share allows: fix the '
-                'files that the log names')
+                'files that the log names'
+            )
 
     def after_train_epoch(self, runner: Runner) -> None:
         bad = torch.tensor(self.bad_in_epoch)

@@ -1,4 +1,5 @@
 """A full disk ends no training because of a line in a log."""
+
 import logging
 from functools import wraps
 from typing import Any, Callable
@@ -18,8 +19,12 @@ def _tolerant(write: Callable) -> Callable:
         except OSError as error:
             # Once: with the disk full it is so in every iteration.
             if not self.failed:
-                print_log(f'Not all scalars and pictures of this run are written to its folder '
-                          f'({error}). Training goes on.', logger='current', level=logging.ERROR)
+                print_log(
+                    f'Not all scalars and pictures of this run are written to its folder '
+                    f'({error}). Training goes on.',
+                    logger='current',
+                    level=logging.ERROR,
+                )
             self.failed = True
 
     return try_to
@@ -31,6 +36,7 @@ class LocalVisBackend(_LocalVisBackend):
 
     The arguments are the same. What could not be written is left out; the first time is logged.
     """
+
     # Whether something could not be written.
     failed = False
 

@@ -1,4 +1,5 @@
 """matplotlib without its global state: no backend is chosen, no setting stays changed."""
+
 from pathlib import Path
 from typing import Any, Dict, Tuple
 
@@ -38,8 +39,8 @@ def draw_row(maps: Dict[str, Any], out: Path, label: str, photo: Any = None, **s
             axis.imshow(photo)
     if photo is not None:
         axes[0].set_title('photo')
-    for axis, (title, found) in zip(axes[count - len(maps):], maps.items()):
+    for axis, (title, found) in zip(axes[count - len(maps) :], maps.items()):
         image = axis.imshow(found, **style)
         axis.set_title(title)
-    figure.colorbar(image, ax=list(axes), label=label, shrink=.75)
+    figure.colorbar(image, ax=list(axes), label=label, shrink=0.75)
     figure.savefig(out, dpi=90)

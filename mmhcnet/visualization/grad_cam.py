@@ -1,4 +1,5 @@
 """Where classifiers look: Grad-CAM of several models side by side on one photo."""
+
 from pathlib import Path
 from typing import List, NamedTuple, Optional, Tuple
 
@@ -13,6 +14,7 @@ from .figures import draw_row
 
 class Cam(NamedTuple):
     """A map (H, W) from 0 to 1 for a class, its score in %, and the layer that it is of."""
+
     name: str
     layer: str
     label: int
@@ -37,9 +39,11 @@ def as_maps(x: Tensor, size: Tuple[int, int]) -> Tensor:
         return x.permute(0, 3, 1, 2)
     for height, width in sizes:
         if x.dim() == 3 and 0 <= x.shape[1] - height * width <= 2:
-            return x[:, -height * width:].transpose(1, 2).unflatten(2, (height, width))
-    raise ValueError(f'the layer gives {tuple(x.shape)}, which is no map of an image of '
-                     f'{size[0]}x{size[1]}: choose another layer')
+            return x[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
+    raise ValueError(
+        f'the layer gives {tuple(x.shape)}, which is no map of an image of '
+        f'{size[0]}x{size[1]}: choose another layer'
+    )
 
 
 def last_layer(model: nn.Module) -> str:
@@ -50,8 +54,9 @@ def last_layer(model: nn.Module) -> str:
     return f'backbone.{(norms or wanted or names)[-1]}'
 
 
-def explain(model: nn.Module, picture, name: str, layer: Optional[str] = None,
-            label: Optional[int] = None) -> Cam:
+def explain(
+    model: nn.Module, picture, name: str, layer: Optional[str] = None, label: Optional[int] = None
+) -> Cam:
     """Grad-CAM of a classifier.
 
     Args:
@@ -68,14 +73,19 @@ def explain(model: nn.Module, picture, name: str, layer: Optional[str] = None,
         from pytorch_grad_cam import GradCAM
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     except ImportError as error:
-        raise ValueError("vis_cam needs the package grad-cam: pip install --no-deps "
-                         'grad-cam==1.5.7 ttach==0.0.3') from error
+        raise ValueError(
+            "vis_cam needs the package grad-cam: pip install --no-deps grad-cam==1.5.7 ttach==0.0.3"
+        ) from error
     if getattr(getattr(model, 'head', None), 'num_classes', None) is None:
-        raise ValueError(f'{name} is not a classifier, which has the class scores that Grad-CAM '
-                         'explains')
+        raise ValueError(
+            f'{name} is not a classifier, which has the class scores that Grad-CAM explains'
+        )
     layer = layer or last_layer(model)
-    target = named_layer(model, layer, [n for n, _ in model.named_modules()
-                                        if n.startswith('backbone.') and n.count('.') <= 3])
+    target = named_layer(
+        model,
+        layer,
+        [n for n, _ in model.named_modules() if n.startswith('backbone.') and n.count('.') <= 3],
+    )
     image = model_input(model, picture)
     size = tuple(image.shape[2:])
     scores = model(image).softmax(dim=1)[0]
@@ -90,8 +100,16 @@ def explain(model: nn.Module, picture, name: str, layer: Optional[str] = None,
 
 def draw(picture, cams: List[Cam], out: Path) -> List[str]:
     """Writes the photo and the maps over it; returns a line per model."""
-    draw_row({f'{cam.name}\nclass {cam.label}, score {cam.score:.1f} %': cam.map for cam in cams},
-             out, 'Grad-CAM / largest (dimensionless)', photo=picture, cmap='inferno', alpha=.6,
-             vmin=0, vmax=1)
-    return [f'{cam.name}: class {cam.label}, score {cam.score:.1f} %, layer {cam.layer}'
-            for cam in cams]
+    draw_row(
+        {f'{cam.name}\nclass {cam.label}, score {cam.score:.1f} %': cam.map for cam in cams},
+        out,
+        'Grad-CAM / largest (dimensionless)',
+        photo=picture,
+        cmap='inferno',
+        alpha=0.6,
+        vmin=0,
+        vmax=1,
+    )
+    return [
+        f'{cam.name}: class {cam.label}, score {cam.score:.1f} %, layer {cam.layer}' for cam in cams
+    ]

@@ -1,5 +1,6 @@
 """The heat in HcNet or vHeat on a photo: maps before and after conduction, the rate k of every
 layer and channel, and an animation of one channel on its way through the layers of a stage."""
+
 from collections import defaultdict
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
@@ -24,6 +25,7 @@ class Heat(NamedTuple):
     ``fourier``: k·Σw (C,), HcNet only. ``left``: the share of every mode that is left, the mean
     over the channels, (H, W), vHeat only.
     """
+
     before: Tensor
     after: Tensor
     k: Tensor
@@ -37,11 +39,16 @@ def conduction_layers(model: nn.Module) -> Dict[str, nn.Module]:
     Raises:
         ValueError: There are none.
     """
-    found = {name: module for name, module in model.named_modules()
-             if isinstance(module, (HeatConduction, SpectralConduction))}
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, (HeatConduction, SpectralConduction))
+    }
     if not found:
-        raise ValueError(f'{type(model.backbone).__name__} has no heat conduction layer: choose a '
-                         'config with HcNet, VHeat or one of the plug-ins')
+        raise ValueError(
+            f'{type(model.backbone).__name__} has no heat conduction layer: choose a '
+            'config with HcNet, VHeat or one of the plug-ins'
+        )
     return found
 
 
@@ -55,21 +62,35 @@ def record(model: nn.Module, image: Tensor) -> Dict[str, Heat]:
         # called: HcNet's block itself, and the linear layers and the norm in vHeat's.
         if isinstance(layer, HeatConduction):
             block = model.get_submodule(name.rpartition('.')[0])
-            hooks.append(block.register_forward_pre_hook(
-                lambda _, args, name=name: seen[name].update(z=args[0])))
+            hooks.append(
+                block.register_forward_pre_hook(
+                    lambda _, args, name=name: seen[name].update(z=args[0])
+                )
+            )
         else:
-            hooks.append(layer.fc_in.register_forward_hook(
-                lambda _, args, out, name=name: seen[name].update(mixed=out)))
-            hooks.append(layer.norm.register_forward_pre_hook(
-                lambda _, args, name=name: seen[name].update(after=args[0])))
+            hooks.append(
+                layer.fc_in.register_forward_hook(
+                    lambda _, args, out, name=name: seen[name].update(mixed=out)
+                )
+            )
+            hooks.append(
+                layer.norm.register_forward_pre_hook(
+                    lambda _, args, name=name: seen[name].update(after=args[0])
+                )
+            )
             if layer.to_k is not None:
-                hooks.append(layer.to_k.register_forward_hook(
-                    lambda _, args, out, name=name: seen[name].update(k=F.relu(out))))
+                hooks.append(
+                    layer.to_k.register_forward_hook(
+                        lambda _, args, out, name=name: seen[name].update(k=F.relu(out))
+                    )
+                )
     model.backbone(image)
     for hook in hooks:
         hook.remove()
-    return {name: (_hcnet if isinstance(layer, HeatConduction) else _vheat)(layer, **seen[name])
-            for name, layer in layers.items()}
+    return {
+        name: (_hcnet if isinstance(layer, HeatConduction) else _vheat)(layer, **seen[name])
+        for name, layer in layers.items()
+    }
 
 
 def _hcnet(layer: HeatConduction, z: Tensor) -> Heat:
@@ -77,14 +98,20 @@ def _hcnet(layer: HeatConduction, z: Tensor) -> Heat:
     return Heat(z[0], layer(z)[0], k, k if layer.w is None else k * layer.w.sum(dim=1), None)
 
 
-def _vheat(layer: SpectralConduction, mixed: Tensor, after: Tensor,
-           k: Optional[Tensor] = None) -> Heat:
+def _vheat(
+    layer: SpectralConduction, mixed: Tensor, after: Tensor, k: Optional[Tensor] = None
+) -> Heat:
     height, width, channels = after.shape[1:]
     if k is None:
         k = F.softplus(layer.k) if isinstance(layer.k, Tensor) else torch.tensor([layer.k])
     left = spectral_decay(k, height, width).mean(dim=2)
-    return Heat(mixed[0, ..., :channels].permute(2, 0, 1), after[0].permute(2, 0, 1),
-                k.expand(height, width, channels).mean(dim=(0, 1)), None, left)
+    return Heat(
+        mixed[0, ..., :channels].permute(2, 0, 1),
+        after[0].permute(2, 0, 1),
+        k.expand(height, width, channels).mean(dim=(0, 1)),
+        None,
+        left,
+    )
 
 
 def stages(heats: Dict[str, Heat]) -> List[List[str]]:
@@ -97,8 +124,10 @@ def stages(heats: Dict[str, Heat]) -> List[List[str]]:
 
 def liveliest(heats: List[Heat]) -> int:
     """The channel that conduction changes most, in units of what varies in it."""
-    moved = sum((h.after - h.before).flatten(1).norm(dim=1) /
-                h.before.flatten(1).std(dim=1).clamp(min=1e-6) for h in heats)
+    moved = sum(
+        (h.after - h.before).flatten(1).norm(dim=1) / h.before.flatten(1).std(dim=1).clamp(min=1e-6)
+        for h in heats
+    )
     return moved.argmax().item()
 
 
@@ -114,11 +143,14 @@ def draw_maps(heats: Dict[str, Heat], names: List[str], out: Path) -> None:
         limit = change.abs().max().clamp(min=1e-12).item()
         row.suptitle(f'{name}, channel {channel}, k = {heat.k[channel]:.3g} pixels²')
         for axis, field, title, style in zip(
-                row.subplots(1, 3), (before, after, change), ('before', 'after', 'after - before'),
-                (same, same, dict(cmap='coolwarm', vmin=-limit, vmax=limit))):
+            row.subplots(1, 3),
+            (before, after, change),
+            ('before', 'after', 'after - before'),
+            (same, same, dict(cmap='coolwarm', vmin=-limit, vmax=limit)),
+        ):
             image = axis.imshow(field, **style)
             axis.set(title=title, xlabel='x (pixels of the map)', ylabel='y (pixels of the map)')
-            row.colorbar(image, ax=axis, label='temperature (arb. units)', shrink=.8)
+            row.colorbar(image, ax=axis, label='temperature (arb. units)', shrink=0.8)
     figure.savefig(out, dpi=80)
 
 
@@ -127,36 +159,58 @@ def draw_rates(heats: Dict[str, Heat], out: Path) -> None:
     layers = list(heats.values())
     rates = torch.full((len(layers), max(len(h.k) for h in layers)), float('nan'))
     for row, heat in zip(rates, layers):
-        row[:len(heat.k)] = heat.k
+        row[: len(heat.k)] = heat.k
     figure = new_figure((11, 9))
     top, bottom = figure.subplots(2, 1)
-    image = top.imshow(rates, aspect='auto', cmap='viridis', interpolation='none',
-                       extent=(0, rates.shape[1], len(layers) + .5, .5))
-    top.set(xlabel='channel', ylabel='conduction layer',
-            title='conduction rate k of every layer and channel'
-            + ('' if layers[0].left is None else ', mean over the modes'))
+    image = top.imshow(
+        rates,
+        aspect='auto',
+        cmap='viridis',
+        interpolation='none',
+        extent=(0, rates.shape[1], len(layers) + 0.5, 0.5),
+    )
+    top.set(
+        xlabel='channel',
+        ylabel='conduction layer',
+        title='conduction rate k of every layer and channel'
+        + ('' if layers[0].left is None else ', mean over the modes'),
+    )
     figure.colorbar(image, ax=top, label='k (pixels²)')
     numbers = range(1, len(layers) + 1)
     if layers[0].fourier is not None:
-        bottom.fill_between(numbers, [h.fourier.min() for h in layers],
-                            [h.fourier.max() for h in layers], alpha=.3, label='all channels')
+        bottom.fill_between(
+            numbers,
+            [h.fourier.min() for h in layers],
+            [h.fourier.max() for h in layers],
+            alpha=0.3,
+            label='all channels',
+        )
         bottom.plot(numbers, [h.fourier.median() for h in layers], marker='o', label='median')
         bottom.axhline(1, color='tab:red', ls='--', label='limit of stability')
         bottom.set(xlabel='conduction layer', ylabel='k·Σw (dimensionless)', ylim=(0, None))
         bottom.legend()
-        bottom.grid(alpha=.3)
+        bottom.grid(alpha=0.3)
         bottom.xaxis.get_major_locator().set_params(integer=True)
     else:
         bins = torch.zeros(len(layers), 16)
         for row, heat in zip(bins, layers):
             y, x = (torch.arange(n) / n for n in heat.left.shape)
-            radius = ((y[:, None]**2 + x**2).sqrt() / 2**.5 * 16).long().clamp(max=15)
+            radius = ((y[:, None] ** 2 + x**2).sqrt() / 2**0.5 * 16).long().clamp(max=15)
             row[:] = torch.stack([heat.left[radius == b].mean() for b in range(16)])
-        image = bottom.imshow(bins, aspect='auto', cmap='magma', vmin=0, vmax=1,
-                              interpolation='none', extent=(0, 1, len(layers) + .5, .5))
-        bottom.set(xlabel='frequency of the mode (1: alternates from pixel to pixel in both '
-                   'directions)', ylabel='conduction layer',
-                   title='share of a mode that is left, mean over channels (white: no such mode)')
+        image = bottom.imshow(
+            bins,
+            aspect='auto',
+            cmap='magma',
+            vmin=0,
+            vmax=1,
+            interpolation='none',
+            extent=(0, 1, len(layers) + 0.5, 0.5),
+        )
+        bottom.set(
+            xlabel='frequency of the mode (1: alternates from pixel to pixel in both directions)',
+            ylabel='conduction layer',
+            title='share of a mode that is left, mean over channels (white: no such mode)',
+        )
         figure.colorbar(image, ax=bottom, label='share left (dimensionless)')
         bottom.yaxis.get_major_locator().set_params(integer=True)
     top.yaxis.get_major_locator().set_params(integer=True)
@@ -167,16 +221,19 @@ def draw_rates(heats: Dict[str, Heat], out: Path) -> None:
 def draw_diffusion(heats: Dict[str, Heat], names: List[str], channel: int, out: Path) -> None:
     """One channel before and after each layer of a stage, as an animation."""
     from PIL import Image
-    fields = [(f'{name}, channel {channel}\n{when} conduction', field[channel])
-              for name in names for when, field in (
-                  ('before', heats[name].before), ('after', heats[name].after))]
+
+    fields = [
+        (f'{name}, channel {channel}\n{when} conduction', field[channel])
+        for name in names
+        for when, field in (('before', heats[name].before), ('after', heats[name].after))
+    ]
     values = torch.stack([field for _, field in fields]).flatten()
-    low, high = values.quantile(.01).item(), values.quantile(.99).item()
+    low, high = values.quantile(0.01).item(), values.quantile(0.99).item()
     figure = new_figure((6, 5))
     axis = figure.subplots()
     image = axis.imshow(fields[0][1], cmap='inferno', vmin=low, vmax=max(high, low + 1e-6))
     axis.set(xlabel='x (pixels of the map)', ylabel='y (pixels of the map)')
-    figure.colorbar(image, ax=axis, label='temperature (arb. units)', shrink=.7)
+    figure.colorbar(image, ax=axis, label='temperature (arb. units)', shrink=0.7)
     frames = []
     for title, field in fields:
         axis.set_title(title)
@@ -187,8 +244,14 @@ def draw_diffusion(heats: Dict[str, Heat], names: List[str], channel: int, out: 
     frames[0].save(out, save_all=True, append_images=frames[1:], duration=700, loop=0)
 
 
-def draw(model: nn.Module, picture, out: Path, layers: Optional[List[str]] = None, stage: int = 1,
-         channel: Optional[int] = None) -> Dict[str, Heat]:
+def draw(
+    model: nn.Module,
+    picture,
+    out: Path,
+    layers: Optional[List[str]] = None,
+    stage: int = 1,
+    channel: Optional[int] = None,
+) -> Dict[str, Heat]:
     """Writes maps.png, rates.png and diffusion.gif into the folder ``out``.
 
     Args:
@@ -212,11 +275,16 @@ def draw(model: nn.Module, picture, out: Path, layers: Optional[List[str]] = Non
         raise ValueError(f'--stage must be from 1 to {len(groups)}, got {stage}')
     chosen = [heats[name] for name in groups[stage - 1]]
     if channel is not None and not 0 <= channel < len(chosen[0].k):
-        raise ValueError(f'--channel must be from 0 to {len(chosen[0].k) - 1} in stage {stage}, '
-                         f'got {channel}')
+        raise ValueError(
+            f'--channel must be from 0 to {len(chosen[0].k) - 1} in stage {stage}, got {channel}'
+        )
     out.mkdir(parents=True, exist_ok=True)
     draw_maps(heats, layers or [names[-1] for names in groups], out / 'maps.png')
     draw_rates(heats, out / 'rates.png')
-    draw_diffusion(heats, groups[stage - 1], liveliest(chosen) if channel is None else channel,
-                   out / 'diffusion.gif')
+    draw_diffusion(
+        heats,
+        groups[stage - 1],
+        liveliest(chosen) if channel is None else channel,
+        out / 'diffusion.gif',
+    )
     return heats

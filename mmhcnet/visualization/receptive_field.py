@@ -1,5 +1,6 @@
 """Effective receptive field of backbones: how much each pixel of an image moves the centre of the
 last feature map, and the share of pixels that move it by more than a threshold."""
+
 from pathlib import Path
 from typing import Dict, List
 
@@ -46,8 +47,13 @@ def measure(model: nn.Module, images: Tensor) -> Tensor:
 def inputs(model: nn.Module, pictures: list, size: int, noise: int) -> Tensor:
     """Photos cut to squares of ``size``, or as many images of normal noise as asked for."""
     if not pictures:
-        return torch.randn(noise, input_channels(model.backbone), size, size,
-                           generator=torch.Generator().manual_seed(0))
+        return torch.randn(
+            noise,
+            input_channels(model.backbone),
+            size,
+            size,
+            generator=torch.Generator().manual_seed(0),
+        )
     squares = []
     for picture in pictures:
         left, top = (picture.width - size) // 2, (picture.height - size) // 2
@@ -57,10 +63,20 @@ def inputs(model: nn.Module, pictures: list, size: int, noise: int) -> Tensor:
 
 def draw(fields: Dict[str, Tensor], out: Path) -> List[str]:
     """Writes the picture; returns a line per model with its share of pixels."""
-    shares = {name: 100 * (field > THRESHOLD).float().mean().item()
-              for name, field in fields.items()}
-    draw_row({f'{name}\n{share:.1f} % of pixels above {THRESHOLD:.4f}': fields[name]
-              for name, share in shares.items()}, out,
-             '|gradient| / largest (dimensionless)', cmap='magma', norm=PowerNorm(.3, 0, 1))
-    return [f'{name}: {share:.1f} % of the pixels above {THRESHOLD:.4f} of the largest'
-            for name, share in shares.items()]
+    shares = {
+        name: 100 * (field > THRESHOLD).float().mean().item() for name, field in fields.items()
+    }
+    draw_row(
+        {
+            f'{name}\n{share:.1f} % of pixels above {THRESHOLD:.4f}': fields[name]
+            for name, share in shares.items()
+        },
+        out,
+        '|gradient| / largest (dimensionless)',
+        cmap='magma',
+        norm=PowerNorm(0.3, 0, 1),
+    )
+    return [
+        f'{name}: {share:.1f} % of the pixels above {THRESHOLD:.4f} of the largest'
+        for name, share in shares.items()
+    ]

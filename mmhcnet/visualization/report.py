@@ -1,5 +1,6 @@
 """One page about a photo: temperature maps, conduction rates and a diffusing channel of every HcNet
 and vHeat, effective receptive fields and Grad-CAM of all models side by side."""
+
 import html
 from pathlib import Path
 from typing import List
@@ -17,12 +18,16 @@ code { background: #f2f2f2 }'''
 
 
 def rates(heats: dict) -> str:
-    rows = ['<tr><th>layer</th><th>k, median (pixels²)</th><th>k, largest (pixels²)</th>'
-            '<th>k·Σw, largest</th></tr>']
+    rows = [
+        '<tr><th>layer</th><th>k, median (pixels²)</th><th>k, largest (pixels²)</th>'
+        '<th>k·Σw, largest</th></tr>'
+    ]
     for name, found in heats.items():
         fourier = '' if found.fourier is None else f'{found.fourier.max():.3f}'
-        rows.append(f'<tr><td><code>{html.escape(name)}</code></td><td>{found.k.median():.3f}</td>'
-                    f'<td>{found.k.max():.3f}</td><td>{fourier}</td></tr>')
+        rows.append(
+            f'<tr><td><code>{html.escape(name)}</code></td><td>{found.k.median():.3f}</td>'
+            f'<td>{found.k.max():.3f}</td><td>{fourier}</td></tr>'
+        )
     return f'<table>{"".join(rows)}</table>'
 
 
@@ -52,9 +57,12 @@ def write_report(picture, models: List[tuple], out: Path, size: int) -> Path:
         else:
             heats = heat.draw(model, picture, out / str(i))
             spectral = next(iter(heats.values())).left is not None
-            about = ('Each channel is conducted in the frequency domain, with a rate per mode.'
-                     if spectral else 'Each layer takes one step of the heat equation. Beyond '
-                     'k·Σw = 1 a step is no longer a mean of neighbours and may oscillate.')
+            about = (
+                'Each channel is conducted in the frequency domain, with a rate per mode.'
+                if spectral
+                else 'Each layer takes one step of the heat equation. Beyond '
+                'k·Σw = 1 a step is no longer a mean of neighbours and may oscillate.'
+            )
             sections.append(
                 f'<h2>{html.escape(name)}: heat</h2><p>{about}</p>'
                 f'<h3>Before and after conduction</h3><p>The channel that changes most in the last '
@@ -62,9 +70,11 @@ def write_report(picture, models: List[tuple], out: Path, size: int) -> Path:
                 f'<h3>Conduction rate</h3><img src="{i}/rates.png" alt="conduction rates">'
                 f'<details><summary>as numbers</summary>{rates(heats)}</details>'
                 f'<h3>One channel through the layers of stage 1</h3>'
-                f'<img src="{i}/diffusion.gif" alt="a channel diffusing">')
+                f'<img src="{i}/diffusion.gif" alt="a channel diffusing">'
+            )
         fields[name] = receptive_field.measure(
-            model, receptive_field.inputs(model, [picture], size, 0))
+            model, receptive_field.inputs(model, [picture], size, 0)
+        )
         try:
             cams.append(grad_cam.explain(model, picture, name))
         except ValueError as error:
@@ -73,17 +83,20 @@ def write_report(picture, models: List[tuple], out: Path, size: int) -> Path:
     sections.append(
         '<h2>Effective receptive field</h2><p>How much each pixel of the central square of the '
         'photo moves the centre of the last feature map.</p>'
-        f'<img src="erf.png" alt="receptive fields"><ul>{lines(found)}</ul>')
+        f'<img src="erf.png" alt="receptive fields"><ul>{lines(found)}</ul>'
+    )
     looked = grad_cam.draw(picture, cams, out / 'cam.png') if cams else []
     sections.append(
         '<h2>Where the classifiers look (Grad-CAM)</h2>'
         + ('<img src="cam.png" alt="Grad-CAM">' if cams else '')
-        + f'<ul>{lines(looked + skipped)}</ul>')
+        + f'<ul>{lines(looked + skipped)}</ul>'
+    )
     names = ', '.join(html.escape(name) for name in fields)
     page = out / 'index.html'
     page.write_text(
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Heat in a photo</title>'
         f'<style>{STYLE}</style></head><body><h1>Heat in a photo</h1><p>Models: {names}.</p>'
         f'<img src="photo.png" alt="the photo">{"".join(sections)}</body></html>',
-        encoding='utf-8')
+        encoding='utf-8',
+    )
     return page

@@ -13,7 +13,7 @@ from mmhcnet.checkpoints.files import CheckpointBackend, fault_of, record_of
 
 def content(value, size=20_000):
     buffer = io.BytesIO()
-    torch.save(dict(value=value, ballast=torch.full((size, ), float(value))), buffer)
+    torch.save(dict(value=value, ballast=torch.full((size,), float(value))), buffer)
     return buffer.getvalue()
 
 
@@ -49,21 +49,26 @@ def flip(path, at):
 
 def cut(path, share):
     raw = path.read_bytes()
-    path.write_bytes(raw[:int(share * len(raw))])
+    path.write_bytes(raw[: int(share * len(raw))])
 
 
 # With and without the record next to it: 2 x 15 damaged files.
-DAMAGES = {f'flipped at {at}': lambda path, at=at: flip(path, at)
-           for at in (0.3, 0.5, 0.7, 0.9)} | {
-    f'cut to {share}': lambda path, share=share: cut(path, share)
-    for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999)} | {
-    'zeros': lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    'text': lambda path: path.write_text('<html>404</html>'),
-    'a hole': lambda path: path.write_bytes(
-        path.read_bytes()[:3000] + bytes(2000) + path.read_bytes()[5000:]),
-    'missing': lambda path: path.unlink(),
-    'a folder': lambda path: (path.unlink(), path.mkdir()),
-}
+DAMAGES = (
+    {f'flipped at {at}': lambda path, at=at: flip(path, at) for at in (0.3, 0.5, 0.7, 0.9)}
+    | {
+        f'cut to {share}': lambda path, share=share: cut(path, share)
+        for share in (0, 0.001, 0.1, 0.5, 0.9, 0.999)
+    }
+    | {
+        'zeros': lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        'text': lambda path: path.write_text('<html>404</html>'),
+        'a hole': lambda path: path.write_bytes(
+            path.read_bytes()[:3000] + bytes(2000) + path.read_bytes()[5000:]
+        ),
+        'missing': lambda path: path.unlink(),
+        'a folder': lambda path: (path.unlink(), path.mkdir()),
+    }
+)
 
 
 @pytest.mark.parametrize('recorded', [True, False])

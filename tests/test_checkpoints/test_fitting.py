@@ -78,8 +78,9 @@ def test_what_the_model_resizes_counts_as_matched():
 
 def test_what_the_model_refuses():
     arch = dict(embed_dims=[8, 8])
-    here, other = (HcNet(dict(arch, depths=depths), out_indices=(0, 1))
-                   for depths in ([1, 1], [1, 2]))
+    here, other = (
+        HcNet(dict(arch, depths=depths), out_indices=(0, 1)) for depths in ([1, 1], [1, 2])
+    )
     found = fit(here, other.state_dict())
     assert not found.matched
     assert re.search('the checkpoint is of HcNet.*: give a checkpoint of this model', found.fault)

@@ -1,4 +1,5 @@
 """Each reader over the same files: the same contents, the same refusals, nothing else."""
+
 import collections
 import io
 import os
@@ -16,17 +17,42 @@ from mmengine.config import ConfigDict
 from mmengine.logging import HistoryBuffer
 
 from mmhcnet.checkpoints import formats
-from mmhcnet.checkpoints.formats import (Damaged, Refused, device_of, format_of, open_regular,
-                                         read_before_zip, read_plain, read_zip_inertly,
-                                         read_zip_with_torch)
+from mmhcnet.checkpoints.formats import (
+    Damaged,
+    Refused,
+    device_of,
+    format_of,
+    open_regular,
+    read_before_zip,
+    read_plain,
+    read_zip_inertly,
+    read_zip_with_torch,
+)
 from mmhcnet.errors import UserError
 
-from ..hostile import (CUNNING, HOSTILE, RAW, Call, archive, before_zip, changed, module_id,
-                       safetensors_and_pickle, script, snapshot, tensor)
+from ..hostile import (
+    CUNNING,
+    HOSTILE,
+    RAW,
+    Call,
+    archive,
+    before_zip,
+    changed,
+    module_id,
+    safetensors_and_pickle,
+    script,
+    snapshot,
+    tensor,
+)
 
 READERS = {
-    'torch': pytest.param(read_zip_with_torch, archive, marks=pytest.mark.skipif(
-        not formats.TORCH_IS_SOUND, reason="torch's own reader is sound from 2.6 on")),
+    'torch': pytest.param(
+        read_zip_with_torch,
+        archive,
+        marks=pytest.mark.skipif(
+            not formats.TORCH_IS_SOUND, reason="torch's own reader is sound from 2.6 on"
+        ),
+    ),
     'inert': (read_zip_inertly, archive),
     'before zip': (read_before_zip, before_zip),
 }
@@ -48,22 +74,48 @@ def contents():
     log.update(2, count=3)
     whole = torch.randn(24)
     weights = OrderedDict(
-        a=torch.randn(3, 2), b=torch.arange(4).half(), c=torch.nn.Parameter(torch.randn(2)),
-        d=torch.randn(4, 6).T, e=torch.tensor([True, False]), f=torch.randn(2).bfloat16(),
-        g=whole[3:9].view(2, 3), h=whole[4:4], i=torch.empty(0), j=torch.tensor(3),
-        k=torch.randn(2, dtype=torch.complex64), l=torch.randn(1).expand(3), m=whole,
-        n=torch.nn.Parameter(torch.arange(2), requires_grad=False))
+        a=torch.randn(3, 2),
+        b=torch.arange(4).half(),
+        c=torch.nn.Parameter(torch.randn(2)),
+        d=torch.randn(4, 6).T,
+        e=torch.tensor([True, False]),
+        f=torch.randn(2).bfloat16(),
+        g=whole[3:9].view(2, 3),
+        h=whole[4:4],
+        i=torch.empty(0),
+        j=torch.tensor(3),
+        k=torch.randn(2, dtype=torch.complex64),
+        l=torch.randn(1).expand(3),
+        m=whole,
+        n=torch.nn.Parameter(torch.arange(2), requires_grad=False),
+    )
     weights._metadata = OrderedDict({'': dict(version=1)})
     return dict(
         state_dict=weights,
         message_hub=dict(log_scalars=OrderedDict(loss=log), score=np.float64(0.5), n=np.int64(3)),
-        meta=dict(seed=1, big=2**70, classes=('a', 'b'), palette=[[1, 2]], half=-0.5, i=2 + 3j,
-                  inner=ConfigDict(x=dict(y=1)), array=np.arange(6.).reshape(2, 3),
-                  order=np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
-                  flags=np.array([True, False]), nothing=None, raw=b'\x00\xff', yes=True),
-        param_schedulers=[dict(milestones=Counter({8: 1, 11: 1}))], ends=slice(1, None),
+        meta=dict(
+            seed=1,
+            big=2**70,
+            classes=('a', 'b'),
+            palette=[[1, 2]],
+            half=-0.5,
+            i=2 + 3j,
+            inner=ConfigDict(x=dict(y=1)),
+            array=np.arange(6.0).reshape(2, 3),
+            order=np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+            flags=np.array([True, False]),
+            nothing=None,
+            raw=b'\x00\xff',
+            yes=True,
+        ),
+        param_schedulers=[dict(milestones=Counter({8: 1, 11: 1}))],
+        ends=slice(1, None),
         default=collections.defaultdict(list, {(0, 'a'): [1]}),
-        sets={1, 2}, size=torch.Size([1, 2]), dtype=torch.bfloat16, device=torch.device('cpu'))
+        sets={1, 2},
+        size=torch.Size([1, 2]),
+        dtype=torch.bfloat16,
+        device=torch.device('cpu'),
+    )
 
 
 @readers
@@ -80,11 +132,10 @@ def test_what_a_checkpoint_holds(tmp_path, read, write):
         assert found.requires_grad == value.requires_grad
     assert loaded['state_dict']._metadata == saved['state_dict']._metadata
     # Views of one storage stay views of one.
-    assert (loaded['state_dict']['g'].data_ptr()
-            == loaded['state_dict']['m'].data_ptr() + 3 * 4)
+    assert loaded['state_dict']['g'].data_ptr() == loaded['state_dict']['m'].data_ptr() + 3 * 4
     log = loaded['message_hub']['log_scalars']['loss']
     assert type(log) is HistoryBuffer and log.mean() == 3.5 / 4
-    log.update(4.)
+    log.update(4.0)
     assert log.current() == 4
     assert loaded['message_hub']['score'] == 0.5 and loaded['message_hub']['n'] == 3
     for key in ('array', 'order', 'flags'):
@@ -99,8 +150,11 @@ def test_what_a_checkpoint_holds(tmp_path, read, write):
 def test_a_call_is_refused_and_not_made(name, tmp_path, read, write):
     (tmp_path / 'bait').mkdir()
     (tmp_path / 'bait.py').write_text(script(str(tmp_path / 'made')))
-    save(dict(state_dict=dict(a=torch.zeros(1)), evil=HOSTILE[name](str(tmp_path / 'made'))),
-         tmp_path / 'a.pth', write)
+    save(
+        dict(state_dict=dict(a=torch.zeros(1)), evil=HOSTILE[name](str(tmp_path / 'made'))),
+        tmp_path / 'a.pth',
+        write,
+    )
     with pytest.raises(Refused):
         load(read, tmp_path / 'a.pth')
     assert not (tmp_path / 'made').exists()
@@ -182,7 +236,7 @@ def test_nothing_stays_registered_with_torch(tmp_path):
     assert set(torch.serialization.get_safe_globals()) == before
 
 
-GOOD = b'\x80\x02}' + b'X\x01\x00\x00\x00a' + tensor(2, 0, (2, ), (1, )) + b's.'
+GOOD = b'\x80\x02}' + b'X\x01\x00\x00\x00a' + tensor(2, 0, (2,), (1,)) + b's.'
 TWO = [('data/0', struct.pack('<2f', 1, 2))]
 
 
@@ -193,7 +247,7 @@ def overlapping(path):
     with zipfile.ZipFile(path) as file:
         start = file.getinfo('archive/data/1').header_offset
     at = raw.rindex(b'archive/data/1') - 46
-    entry = raw[at:at + 46] + b'archive/data/2' + raw[at + 60:at + 60]
+    entry = raw[at : at + 46] + b'archive/data/2' + raw[at + 60 : at + 60]
     end = raw.rindex(b'PK\x05\x06')
     fields = list(struct.unpack('<4s4H2LH', raw[end:]))
     fields[3:6] = fields[3] + 1, fields[4] + 1, fields[5] + len(entry)
@@ -203,21 +257,31 @@ def overlapping(path):
 
 BAD_ARCHIVES = {
     'compressed': (lambda path: archive(path, GOOD, TWO, zipfile.ZIP_DEFLATED), 'compressed'),
-    'a bomb': (lambda path: archive(path, GOOD, [('data/0', bytes(10**8))], zipfile.ZIP_DEFLATED),
-               'compressed'),
+    'a bomb': (
+        lambda path: archive(path, GOOD, [('data/0', bytes(10**8))], zipfile.ZIP_DEFLATED),
+        'compressed',
+    ),
     'the same name': (lambda path: archive(path, GOOD, TWO * 2), 'same name'),
-    'the same name but for case': (lambda path: archive(path, GOOD, [*TWO, ('DATA.PKL', GOOD)]),
-                                   'same name'),
+    'the same name but for case': (
+        lambda path: archive(path, GOOD, [*TWO, ('DATA.PKL', GOOD)]),
+        'same name',
+    ),
     'another folder': (lambda path: archive(path, GOOD, [*TWO, ('../a/data.pkl', GOOD)]), None),
     'no storage': (lambda path: archive(path, GOOD), 'storage 0 is missing'),
     'a short storage': (lambda path: archive(path, GOOD, [('data/0', bytes(7))]), 'storage 0'),
     'a long storage': (lambda path: archive(path, GOOD, [('data/0', bytes(9))]), 'storage 0'),
-    'other byte order': (lambda path: archive(
-        path, GOOD, [*TWO[:1]]) or path.write_bytes(path.read_bytes().replace(
-            b'little', b'biggie')), None),
+    'other byte order': (
+        lambda path: (
+            archive(path, GOOD, [*TWO[:1]])
+            or path.write_bytes(path.read_bytes().replace(b'little', b'biggie'))
+        ),
+        None,
+    ),
     'overlapping parts': (overlapping, 'overlap'),
-    'TorchScript': (lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(str(path)),
-                    'TorchScript'),
+    'TorchScript': (
+        lambda path: torch.jit.script(torch.nn.Linear(2, 2)).save(str(path)),
+        'TorchScript',
+    ),
 }
 
 
@@ -256,10 +320,19 @@ def test_the_contents_decide_on_the_format(tmp_path):
     assert not (tmp_path / 'made').exists()
 
 
-@pytest.mark.parametrize('start, kind', [
-    (b'PK\x03\x04', 'zip'), (b'', ''), (b'<html>', ''), (bytes(1000), ''),
-    (bytes(257) + b'ustar', 'tar'), (struct.pack('<Q', 10**15) + b'{', ''),
-    (b'\x80\x02}q\x00.', ''), (struct.pack('<Q', 2) + b'{}', 'safetensors')])
+@pytest.mark.parametrize(
+    'start, kind',
+    [
+        (b'PK\x03\x04', 'zip'),
+        (b'', ''),
+        (b'<html>', ''),
+        (bytes(1000), ''),
+        (bytes(257) + b'ustar', 'tar'),
+        (struct.pack('<Q', 10**15) + b'{', ''),
+        (b'\x80\x02}q\x00.', ''),
+        (struct.pack('<Q', 2) + b'{}', 'safetensors'),
+    ],
+)
 def test_format(tmp_path, start, kind):
     (tmp_path / 'a').write_bytes(start)
     with open_regular(str(tmp_path / 'a')) as file:
@@ -300,10 +373,18 @@ def test_a_pipe_put_in_place_of_the_file(tmp_path, monkeypatch):
         open_regular(str(path))
 
 
-@pytest.mark.parametrize('map_location, device', [
-    (None, 'cpu'), ('meta', 'meta'), (torch.device('meta'), 'meta'), ({'cpu': 'meta'}, 'meta'),
-    ({'cuda:0': 'cpu'}, 'cpu'), (lambda storage, place: storage, 'cpu'),
-    (lambda storage, place: None, 'cpu')])
+@pytest.mark.parametrize(
+    'map_location, device',
+    [
+        (None, 'cpu'),
+        ('meta', 'meta'),
+        (torch.device('meta'), 'meta'),
+        ({'cpu': 'meta'}, 'meta'),
+        ({'cuda:0': 'cpu'}, 'cpu'),
+        (lambda storage, place: storage, 'cpu'),
+        (lambda storage, place: None, 'cpu'),
+    ],
+)
 def test_device(map_location, device):
     assert torch.device(device_of(map_location)) == torch.device(device)
 
@@ -334,8 +415,11 @@ def test_the_readers_import_nothing(tmp_path):
 
 def test_objects_of_unknown_classes_may_come_out_empty(tmp_path):
     for zipped in (True, False):
-        torch.save(dict(a=torch.ones(1), path=pathlib.Path('a'), where=io.StringIO),
-                   tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+        torch.save(
+            dict(a=torch.ones(1), path=pathlib.Path('a'), where=io.StringIO),
+            tmp_path / 'a.pth',
+            _use_new_zipfile_serialization=zipped,
+        )
         with open_regular(str(tmp_path / 'a.pth')) as file:
             loaded = read_plain(file, lenient=True)
         assert loaded == dict(a=torch.ones(1), path={}, where={})

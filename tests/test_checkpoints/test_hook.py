@@ -32,11 +32,11 @@ def test_an_unknown_argument_is_refused_at_once():
 
 
 def test_keeps_the_newest_with_their_records(tmp_path):
-    toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=2),
-               train_cfg=dict(max_epochs=4)).train()
+    toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=2), train_cfg=dict(max_epochs=4)).train()
     assert names(tmp_path) == ['epoch_3.pth', 'epoch_4.pth']
-    assert all(fault_of(path) is None and record_of(path).exists()
-               for path in tmp_path.glob('*.pth'))
+    assert all(
+        fault_of(path) is None and record_of(path).exists() for path in tmp_path.glob('*.pth')
+    )
     assert not record_of(tmp_path / 'epoch_2.pth').exists()
     assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'epoch_4.pth')
 
@@ -49,16 +49,16 @@ def test_the_old_one_goes_after_the_new_one_stands(tmp_path, monkeypatch):
         removed.append(os.path.basename(path))
 
     monkeypatch.setattr(CheckpointBackend, 'remove', remove)
-    toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1),
-               train_cfg=dict(max_epochs=2)).train()
+    toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1), train_cfg=dict(max_epochs=2)).train()
     assert removed == ['epoch_1.pth']
 
 
 def test_a_kill_before_the_old_one_is_removed(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointBackend, 'remove', lambda self, path: None)
-        toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1),
-                   train_cfg=dict(max_epochs=2)).train()
+        toy_runner(
+            tmp_path, checkpoint=dict(max_keep_ckpts=1), train_cfg=dict(max_epochs=2)
+        ).train()
     assert names(tmp_path) == ['epoch_1.pth', 'epoch_2.pth']
     toy_runner(tmp_path, checkpoint=dict(max_keep_ckpts=1), resume=True).train()
     assert names(tmp_path) == ['epoch_3.pth']
@@ -89,7 +89,7 @@ def test_resumes_from_the_newest_intact_one(tmp_path):
 def test_newest_by_time_and_only_checkpoints_of_the_run(tmp_path):
     for i, name in enumerate(['epoch_9.pth', 'iter_1.pth', 'best_top1_epoch_9.pth', 'my.pth']):
         torch.save(dict(i=i), tmp_path / name)
-        os.utime(tmp_path / name, (time.time() + i, ) * 2)
+        os.utime(tmp_path / name, (time.time() + i,) * 2)
     assert newest_intact(tmp_path, NAMES) == (tmp_path / 'iter_1.pth', [])
 
 
@@ -127,6 +127,7 @@ def test_last_checkpoint_is_not_trusted(tmp_path):
 
 class Probe(Hook):
     """A hook after the checkpoint hook."""
+
     priority = 'LOWEST'
 
     def __init__(self, look):
@@ -195,11 +196,19 @@ class Scores(BaseMetric):
 
 def validated(work_dir, scores, epochs=None, **settings):
     runner = toy_runner(
-        work_dir, train_cfg=dict(max_epochs=epochs or len(scores), val_interval=1),
+        work_dir,
+        train_cfg=dict(max_epochs=epochs or len(scores), val_interval=1),
         checkpoint=dict(max_keep_ckpts=1, save_best='score', rule='greater'),
-        val_cfg=dict(), val_dataloader=dict(
-            batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-            dataset=ToyDataset()), val_evaluator=[Scores(scores)], **settings)
+        val_cfg=dict(),
+        val_dataloader=dict(
+            batch_size=8,
+            num_workers=0,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=ToyDataset(),
+        ),
+        val_evaluator=[Scores(scores)],
+        **settings,
+    )
     runner.model.val_step = lambda data: [0]
     return runner
 
@@ -243,16 +252,21 @@ def test_a_resumed_run_knows_the_best(tmp_path):
 
 def test_another_optimizer(tmp_path):
     toy_runner(tmp_path, dict(max_epochs=1)).train()
-    with pytest.raises(UserError, match="it is of another optimizer, without 'momentum'. Resume "
-                       'with the optimizer'):
-        toy_runner(tmp_path, resume=True, optim_wrapper=dict(
-            optimizer=dict(type='SGD', lr=0.1, momentum=0.9))).train()
+    with pytest.raises(
+        UserError, match="it is of another optimizer, without 'momentum'. Resume with the optimizer"
+    ):
+        toy_runner(
+            tmp_path,
+            resume=True,
+            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, momentum=0.9)),
+        ).train()
 
 
 def test_a_checkpoint_without_optimizer_says_so(tmp_path):
     validated(tmp_path, [0.1]).train()
-    runner = validated(tmp_path, [0.1, 0.2], resume=True,
-                       load_from=str(tmp_path / 'best_score_epoch_1.pth'))
+    runner = validated(
+        tmp_path, [0.1, 0.2], resume=True, load_from=str(tmp_path / 'best_score_epoch_1.pth')
+    )
     warned = []
     runner.logger.warning = warned.append
     runner.train()

@@ -1,4 +1,5 @@
 """Which checkpoints stay, and that nothing of another run goes."""
+
 import hashlib
 import json
 import os
@@ -11,25 +12,34 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 
-from mmhcnet.checkpoints.files import (CheckpointBackend, FolderInUse, change_record, lock_folder,
-                                       read_record, record_of)
+from mmhcnet.checkpoints.files import (
+    CheckpointBackend,
+    FolderInUse,
+    change_record,
+    lock_folder,
+    read_record,
+    record_of,
+)
 from mmhcnet.checkpoints.keeping import kept
 from mmhcnet.errors import UserError
 
 from ..toy import toy_runner
 
 
-@pytest.mark.parametrize('steps, number, proved, stay', [
-    ([1, 2, 3, 4], 2, {1, 2, 3, 4}, [3, 4]),
-    ([1, 2, 3, 4], 2, {1, 2, 3}, [3, 4]),
-    ([1, 2, 3, 4], 1, {1, 2, 3}, [3, 4]),
-    ([1, 2, 3, 4], 1, {1}, [1, 2, 4]),
-    ([1, 2, 3, 4], 1, set(), [1, 2, 4]),
-    ([1, 2, 3, 4], 2, {1, 2}, [2, 3, 4]),
-    ([1, 2, 3, 4], -1, set(), [1, 2, 3, 4]),
-    ([1, 2, 3], 5, set(), [1, 2, 3]),
-    ([], 1, set(), []),
-])
+@pytest.mark.parametrize(
+    'steps, number, proved, stay',
+    [
+        ([1, 2, 3, 4], 2, {1, 2, 3, 4}, [3, 4]),
+        ([1, 2, 3, 4], 2, {1, 2, 3}, [3, 4]),
+        ([1, 2, 3, 4], 1, {1, 2, 3}, [3, 4]),
+        ([1, 2, 3, 4], 1, {1}, [1, 2, 4]),
+        ([1, 2, 3, 4], 1, set(), [1, 2, 4]),
+        ([1, 2, 3, 4], 2, {1, 2}, [2, 3, 4]),
+        ([1, 2, 3, 4], -1, set(), [1, 2, 3, 4]),
+        ([1, 2, 3], 5, set(), [1, 2, 3]),
+        ([], 1, set(), []),
+    ],
+)
 def test_kept(steps, number, proved, stay):
     assert kept(steps, number, proved.__contains__) == stay
 
@@ -46,6 +56,7 @@ def test_a_step_is_proved_sooner_or_later():
 
 class Ruin(Hook):
     """One step that ruins the weights, then data that gives no finite loss."""
+
     priority = 'HIGHEST'
 
     def __init__(self, at, factor=1e12, until=10**9):
@@ -69,16 +80,21 @@ def largest(path):
 
 def run(folder, interval, at, **settings):
     ruin = settings.pop('ruin', dict(type=Ruin, at=at))
-    return toy_runner(folder, train_cfg=dict(max_iters=60), checkpoint=dict(
-        by_epoch=False, interval=interval, max_keep_ckpts=1), custom_hooks=[
-            ruin, dict(type='mmhcnet.FiniteHook')], **settings)
+    return toy_runner(
+        folder,
+        train_cfg=dict(max_iters=60),
+        checkpoint=dict(by_epoch=False, interval=interval, max_keep_ckpts=1),
+        custom_hooks=[ruin, dict(type='mmhcnet.FiniteHook')],
+        **settings,
+    )
 
 
 @pytest.mark.parametrize('at', [30, 34])
 @pytest.mark.parametrize('interval', [1, 2, 5, 7, 30])
 def test_a_ruinous_step_replaces_no_good_checkpoint(tmp_path, interval, at):
-    with pytest.raises(UserError, match='10 iterations in a row.*--resume goes on from (.*), '
-                       'which is from before') as caught:
+    with pytest.raises(
+        UserError, match='10 iterations in a row.*--resume goes on from (.*), which is from before'
+    ) as caught:
         run(tmp_path, interval, at).train()
     named = re.search('goes on from (.*), which', str(caught.value))[1]
     assert largest(named) < 1e6
@@ -105,8 +121,11 @@ def test_steps_skipped_for_a_while(tmp_path):
 
 
 def digests(folder):
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in folder.rglob('*') if path.is_file()}
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob('*')
+        if path.is_file()
+    }
 
 
 BEST = dict(max_keep_ckpts=1, save_best='score', rule='greater')
@@ -126,8 +145,13 @@ class Score(Hook):
 
 
 def scored(folder, epochs, **settings):
-    return toy_runner(folder, train_cfg=dict(max_epochs=epochs), checkpoint=BEST,
-                      custom_hooks=[dict(type=Score)], **settings)
+    return toy_runner(
+        folder,
+        train_cfg=dict(max_epochs=epochs),
+        checkpoint=BEST,
+        custom_hooks=[dict(type=Score)],
+        **settings,
+    )
 
 
 @pytest.mark.parametrize('interim', [True, False])
@@ -154,8 +178,15 @@ def test_a_kill_before_the_former_best_is_removed(tmp_path, monkeypatch):
         patch.setattr(CheckpointBackend, 'remove', lambda self, path: None)
         scored(tmp_path, 2).train()
     assert len(list(tmp_path.glob('best_*.pth'))) == 2
-    foreign = [tmp_path / name for name in ('best_score_epoch_0.pth', 'best_other_epoch_1.pth',
-                                            'best_score_iter_1.pth', 'best_score_epoch_9.pth')]
+    foreign = [
+        tmp_path / name
+        for name in (
+            'best_score_epoch_0.pth',
+            'best_other_epoch_1.pth',
+            'best_score_iter_1.pth',
+            'best_score_epoch_9.pth',
+        )
+    ]
     for path in foreign:
         path.write_bytes(b'x')
     # Of this run, and later than the checkpoint that it goes on from.
@@ -163,7 +194,9 @@ def test_a_kill_before_the_former_best_is_removed(tmp_path, monkeypatch):
     runner = scored(tmp_path, 2, resume=True, load_from=str(tmp_path / 'epoch_2.pth'))
     runner.train()
     assert {path.name for path in tmp_path.glob('best_*.pth')} == {
-        'best_score_epoch_2.pth', *(path.name for path in foreign)}
+        'best_score_epoch_2.pth',
+        *(path.name for path in foreign),
+    }
 
 
 def test_a_run_resumed_from_another_folder(tmp_path):
@@ -172,8 +205,7 @@ def test_a_run_resumed_from_another_folder(tmp_path):
     shutil.copy(tmp_path / 'b' / 'epoch_1.pth', tmp_path / 'b' / 'epoch_2.pth')
     originals = {folder: digests(tmp_path / folder) for folder in 'ab'}
     # Into the folder of a third run, whose files have the same names.
-    scored(tmp_path / 'b', 4, resume=True,
-           load_from=str(tmp_path / 'a' / 'epoch_2.pth')).train()
+    scored(tmp_path / 'b', 4, resume=True, load_from=str(tmp_path / 'a' / 'epoch_2.pth')).train()
     assert digests(tmp_path / 'a') == originals['a']
     after = digests(tmp_path / 'b')
     for name, digest in originals['b'].items():
@@ -191,8 +223,13 @@ def test_a_crafted_checkpoint_removes_nothing(tmp_path):
         path.write_bytes(b'precious')
     content = torch.load(tmp_path / 'a' / 'epoch_1.pth', weights_only=True)
     content['message_hub']['runtime_info'].update(
-        interim_ckpt=str(target), best_ckpt=str(target), last_ckpt=str(target), run=None,
-        keep_ckpt_ids=[1, '../other/epoch_1.pth', -1, 10**9, None, 7], best_score=-1.)
+        interim_ckpt=str(target),
+        best_ckpt=str(target),
+        last_ckpt=str(target),
+        run=None,
+        keep_ckpt_ids=[1, '../other/epoch_1.pth', -1, 10**9, None, 7],
+        best_score=-1.0,
+    )
     torch.save(content, tmp_path / 'c.pth')
     scored(tmp_path / 'b', 4, resume=True, load_from=str(tmp_path / 'c.pth')).train()
     assert target.read_bytes() == b'precious'
@@ -203,21 +240,30 @@ def test_records_name_the_run(tmp_path):
     toy_runner(tmp_path / 'a', train_cfg=dict(max_epochs=1)).train()
     toy_runner(tmp_path / 'b', train_cfg=dict(max_epochs=1)).train()
     toy_runner(tmp_path / 'a', train_cfg=dict(max_epochs=2), resume=True).train()
-    names = [read_record(tmp_path / path)['run']
-             for path in ('a/epoch_1.pth', 'a/epoch_2.pth', 'b/epoch_1.pth')]
+    names = [
+        read_record(tmp_path / path)['run']
+        for path in ('a/epoch_1.pth', 'a/epoch_2.pth', 'b/epoch_1.pth')
+    ]
     assert names[0] == names[1] != names[2]
 
 
 def test_a_second_run_in_the_same_folder_stops(tmp_path):
-    code = ('import sys; from mmhcnet.checkpoints.files import lock_folder; '
-            'held = lock_folder(sys.argv[1]); print("held", flush=True); sys.stdin.read()')
-    child = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], stdin=subprocess.PIPE,
-                             stdout=subprocess.PIPE, text=True)
+    code = (
+        'import sys; from mmhcnet.checkpoints.files import lock_folder; '
+        'held = lock_folder(sys.argv[1]); print("held", flush=True); sys.stdin.read()'
+    )
+    child = subprocess.Popen(
+        [sys.executable, '-c', code, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     assert child.stdout.readline() == 'held\n'
     with pytest.raises(FolderInUse, match=f'process {child.pid} on '):
         lock_folder(tmp_path)
-    with pytest.raises(UserError, match=f'another run .process {child.pid} on .* give another '
-                       '--work-dir'):
+    with pytest.raises(
+        UserError, match=f'another run .process {child.pid} on .* give another --work-dir'
+    ):
         toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
     assert not list(tmp_path.glob('*.pth'))
     # A killed run holds nothing.

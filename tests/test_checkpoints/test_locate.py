@@ -11,10 +11,18 @@ def config(work_dir, **hook):
     return ConfigDict(work_dir=str(work_dir), default_hooks=dict(checkpoint=hook or None))
 
 
-@pytest.mark.parametrize('count, found, resume, expected', [
-    (0, False, None, None), (0, True, 'auto', 'auto'), (0, True, 'a.pth', 'a.pth'),
-    (1, False, None, None), (1, True, None, 'auto'), (1, True, 'a.pth', 'auto'),
-    (1, False, 'a.pth', 'a.pth')])
+@pytest.mark.parametrize(
+    'count, found, resume, expected',
+    [
+        (0, False, None, None),
+        (0, True, 'auto', 'auto'),
+        (0, True, 'a.pth', 'a.pth'),
+        (1, False, None, None),
+        (1, True, None, 'auto'),
+        (1, True, 'a.pth', 'auto'),
+        (1, False, 'a.pth', 'a.pth'),
+    ],
+)
 def test_what_an_attempt_resumes_from(tmp_path, monkeypatch, count, found, resume, expected):
     monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', str(count))
     monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '3')
@@ -31,9 +39,15 @@ def test_a_run_that_may_be_restarted_does_not_mix_with_an_earlier_one(tmp_path, 
         resume_of_attempt(config(tmp_path), None)
 
 
-@pytest.mark.parametrize('hook', [
-    {}, dict(filename_tmpl='mine_{}.pth'), dict(out_dir='OUT'),
-    dict(out_dir='OUT', filename_tmpl='mine_{}.pth')])
+@pytest.mark.parametrize(
+    'hook',
+    [
+        {},
+        dict(filename_tmpl='mine_{}.pth'),
+        dict(out_dir='OUT'),
+        dict(out_dir='OUT', filename_tmpl='mine_{}.pth'),
+    ],
+)
 def test_a_restart_finds_what_the_hook_has_written(tmp_path, monkeypatch, hook):
     hook = {key: value.replace('OUT', str(tmp_path / 'out')) for key, value in hook.items()}
     work_dir = tmp_path / 'run'

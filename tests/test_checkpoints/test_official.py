@@ -13,24 +13,35 @@ class Settings(dict):
 
 
 class Evil:
-
     def __init__(self, path):
         self.path = path
 
     def __reduce__(self):
-        return os.mkdir, (str(self.path), )
+        return os.mkdir, (str(self.path),)
 
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_weights_beside_objects_of_the_training_code(tmp_path, zipped):
     settings = Settings(lr=0.1)
     settings.frozen = True
-    weights = OrderedDict(a=torch.randn(3, 2), b=torch.arange(4),
-                          c=torch.nn.Parameter(torch.randn(2)).half(),
-                          d=torch.randn(2).bfloat16(), e=torch.randn(4, 6).T)
-    torch.save(dict(model=weights, config=settings, args=argparse.Namespace(x=1),
-                    device=torch.device('cpu'), epoch=7),
-               tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    weights = OrderedDict(
+        a=torch.randn(3, 2),
+        b=torch.arange(4),
+        c=torch.nn.Parameter(torch.randn(2)).half(),
+        d=torch.randn(2).bfloat16(),
+        e=torch.randn(4, 6).T,
+    )
+    torch.save(
+        dict(
+            model=weights,
+            config=settings,
+            args=argparse.Namespace(x=1),
+            device=torch.device('cpu'),
+            epoch=7,
+        ),
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
     checkpoint = read_official(str(tmp_path / 'a.pth'))
     assert checkpoint['epoch'] == 7
     assert list(checkpoint['model']) == list(weights)

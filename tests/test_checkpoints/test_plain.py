@@ -16,17 +16,40 @@ from ..toy import toy_runner
 def test_plain():
     weights = collections.OrderedDict(a=torch.ones(1))
     weights._metadata = dict(version=1)
-    value = dict(a=np.float32(0.5), b=np.arange(3), c=ConfigDict(x=dict(y=(1, np.int64(2)))),
-                 d=collections.defaultdict(list, {np.int64(1): {np.str_('x')}}), e=weights,
-                 f=collections.Counter({8: 1}), g=collections.deque([1, 2]), h=None, i=b'x',
-                 j=torch.Size([1]), k=np.array(['p', 'q']), l=True, m=np.bool_(True),
-                 n={(1, 'a'): 2})
+    value = dict(
+        a=np.float32(0.5),
+        b=np.arange(3),
+        c=ConfigDict(x=dict(y=(1, np.int64(2)))),
+        d=collections.defaultdict(list, {np.int64(1): {np.str_('x')}}),
+        e=weights,
+        f=collections.Counter({8: 1}),
+        g=collections.deque([1, 2]),
+        h=None,
+        i=b'x',
+        j=torch.Size([1]),
+        k=np.array(['p', 'q']),
+        l=True,
+        m=np.bool_(True),
+        n={(1, 'a'): 2},
+    )
     found, objects = plain(value)
     assert objects == []
     assert found == dict(
-        a=0.5, b=[0, 1, 2], c=dict(x=dict(y=(1, 2))), d={1: {'x'}}, e=weights,
-        f=collections.Counter({8: 1}), g=[1, 2], h=None, i=b'x', j=torch.Size([1]), k=['p', 'q'],
-        l=True, m=True, n={(1, 'a'): 2})
+        a=0.5,
+        b=[0, 1, 2],
+        c=dict(x=dict(y=(1, 2))),
+        d={1: {'x'}},
+        e=weights,
+        f=collections.Counter({8: 1}),
+        g=[1, 2],
+        h=None,
+        i=b'x',
+        j=torch.Size([1]),
+        k=['p', 'q'],
+        l=True,
+        m=True,
+        n={(1, 'a'): 2},
+    )
     assert type(found['c']['x']) is dict and type(found['d']) is dict
     assert type(found['c']['x']['y'][1]) is int and type(found['m']) is bool
     assert type(found['e']) is collections.OrderedDict and found['e']._metadata == dict(version=1)
@@ -42,7 +65,7 @@ def test_what_is_not_plain_is_named():
 
 def test_logs_come_back(tmp_path):
     log = HistoryBuffer(max_length=100)
-    for number in (1., 0.1, float('nan')):
+    for number in (1.0, 0.1, float('nan')):
         log.update(number, count=2)
     found, _ = plain(dict(loss=log, other=1))
     torch.save(found, tmp_path / 'a.pth')
@@ -51,18 +74,28 @@ def test_logs_come_back(tmp_path):
     for ours, theirs in zip(back['loss'].data, log.data):
         assert np.array_equal(ours, theirs, equal_nan=True) and ours.dtype == theirs.dtype
     assert back['loss'].max_length == 100
-    back['loss'].update(3.)
+    back['loss'].update(3.0)
     assert back['loss'].current() == 3
 
 
 def test_any_program_reads_a_runs_checkpoints(tmp_path):
-    settings = dict(custom_hooks=[dict(type='EMAHook')], param_scheduler=[
-        dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
-        dict(type='MultiStepLR', milestones=[1, 2])])
+    settings = dict(
+        custom_hooks=[dict(type='EMAHook')],
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
+            dict(type='MultiStepLR', milestones=[1, 2]),
+        ],
+    )
     toy_runner(tmp_path, train_cfg=dict(max_epochs=2), **settings).train()
     loaded = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
-    assert set(loaded) >= {'meta', 'state_dict', 'ema_state_dict', 'optimizer', 'message_hub',
-                           'param_schedulers'}
+    assert set(loaded) >= {
+        'meta',
+        'state_dict',
+        'ema_state_dict',
+        'optimizer',
+        'message_hub',
+        'param_schedulers',
+    }
     resumed = toy_runner(tmp_path, train_cfg=dict(max_epochs=3), resume=True, **settings)
     resumed.train()
     log = resumed.message_hub.get_scalar('train/loss')
@@ -70,7 +103,6 @@ def test_any_program_reads_a_runs_checkpoints(tmp_path):
 
 
 class Odd(Hook):
-
     def before_save_checkpoint(self, runner, checkpoint):
         checkpoint['meta']['day'] = datetime.date(2020, 1, 1)
 

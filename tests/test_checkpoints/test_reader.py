@@ -26,8 +26,11 @@ def made(tmp_path):
 
 @pytest.mark.parametrize('zipped', [True, False])
 def test_a_hostile_checkpoint_is_refused_in_one_line(zipped, tmp_path, made):
-    torch.save(dict(state_dict=dict(a=torch.zeros(1)), evil=Call(os.mkdir, str(made))),
-               tmp_path / 'a.pth', _use_new_zipfile_serialization=zipped)
+    torch.save(
+        dict(state_dict=dict(a=torch.zeros(1)), evil=Call(os.mkdir, str(made))),
+        tmp_path / 'a.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
     with pytest.raises(UserError) as caught:
         load_local(str(tmp_path / 'a.pth'))
     assert not made.exists()
@@ -47,8 +50,9 @@ def test_trust_covers_no_pipe(tmp_path):
 def test_what_is_not_weights_is_converted_by_a_command(tmp_path):
     model = torch.nn.Linear(2, 2)
     torch.jit.script(model).save(str(tmp_path / 'a.pth'))
-    with pytest.raises(UserError, match='is a TorchScript program and not weights: convert it .*: '
-                       'python -c') as caught:
+    with pytest.raises(
+        UserError, match='is a TorchScript program and not weights: convert it .*: python -c'
+    ) as caught:
         load_local(str(tmp_path / 'a.pth'))
     command = str(caught.value).split('python -c "')[1].removesuffix('"')
     exec(command.replace('weights.pth', str(tmp_path / 'weights.pth')))
@@ -59,17 +63,29 @@ def test_what_is_not_weights_is_converted_by_a_command(tmp_path):
 
 
 def test_a_whole_runs_checkpoint(tmp_path):
-    runner = toy_runner(tmp_path, custom_hooks=[dict(type='EMAHook')], param_scheduler=[
-        dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
-        dict(type='MultiStepLR', milestones=[1, 2])])
+    runner = toy_runner(
+        tmp_path,
+        custom_hooks=[dict(type='EMAHook')],
+        param_scheduler=[
+            dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=3),
+            dict(type='MultiStepLR', milestones=[1, 2]),
+        ],
+    )
     runner.train()
     loaded = load_local(str(tmp_path / 'epoch_3.pth'))
     weights = runner.model.state_dict()
-    assert set(loaded) >= {'meta', 'state_dict', 'ema_state_dict', 'optimizer', 'message_hub',
-                           'param_schedulers'}
+    assert set(loaded) >= {
+        'meta',
+        'state_dict',
+        'ema_state_dict',
+        'optimizer',
+        'message_hub',
+        'param_schedulers',
+    }
     # With the moving average mmengine swaps the two.
-    assert all(torch.equal(loaded['ema_state_dict'][f'module.{key}'], weights[key])
-               for key in weights)
+    assert all(
+        torch.equal(loaded['ema_state_dict'][f'module.{key}'], weights[key]) for key in weights
+    )
 
 
 def test_a_run_on_an_old_torch(tmp_path, monkeypatch, schemes):
@@ -84,14 +100,24 @@ def test_a_run_on_an_old_torch(tmp_path, monkeypatch, schemes):
 
 def test_the_refusal_names_what_is_not_weights(tmp_path):
     torch.save(dict(args=argparse.Namespace(lr=1)), tmp_path / 'a.pth')
-    with pytest.raises(UserError, match="besides weights it holds 'argparse.Namespace'.*add "
-                       '--trust-checkpoint'):
+    with pytest.raises(
+        UserError, match="besides weights it holds 'argparse.Namespace'.*add --trust-checkpoint"
+    ):
         load_local(str(tmp_path / 'a.pth'))
     assert load_local(str(tmp_path / 'a.pth'), trust=True)['args'].lr == 1
 
 
-@pytest.mark.parametrize('content', [b'', b'<html>', b'version https://git-lfs.github.com/spec/v1',
-                                     b'PK\x03\x04', b'PK\x03\x04' + bytes(500), bytes(1000)])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'<html>',
+        b'version https://git-lfs.github.com/spec/v1',
+        b'PK\x03\x04',
+        b'PK\x03\x04' + bytes(500),
+        bytes(1000),
+    ],
+)
 def test_not_a_checkpoint(tmp_path, content):
     (tmp_path / 'a.pth').write_bytes(content)
     with pytest.raises(UserError, match="a.pth' is not a checkpoint .*copy or download it again"):
@@ -99,12 +125,20 @@ def test_not_a_checkpoint(tmp_path, content):
 
 
 @pytest.mark.parametrize('trust', [True, False])
-@pytest.mark.parametrize('content, found', [
-    ([1], 'but a list where'), (None, 'but a NoneType where'), ('a', 'but a str where'),
-    (torch.ones(1), 'but a Tensor where'), (dict(state_dict=None), 'but a NoneType where'),
-    (dict(state_dict=[1]), 'but a list where'), ({1: torch.ones(1)}, 'a key of type int'),
-    (dict(state_dict=dict(a=None)), "holds a NoneType as the weight 'a'"),
-    (dict(state_dict=dict(a='x')), "holds a str as the weight 'a'")])
+@pytest.mark.parametrize(
+    'content, found',
+    [
+        ([1], 'but a list where'),
+        (None, 'but a NoneType where'),
+        ('a', 'but a str where'),
+        (torch.ones(1), 'but a Tensor where'),
+        (dict(state_dict=None), 'but a NoneType where'),
+        (dict(state_dict=[1]), 'but a list where'),
+        ({1: torch.ones(1)}, 'a key of type int'),
+        (dict(state_dict=dict(a=None)), "holds a NoneType as the weight 'a'"),
+        (dict(state_dict=dict(a='x')), "holds a str as the weight 'a'"),
+    ],
+)
 def test_contents_that_are_not_weights(tmp_path, content, found, trust):
     torch.save(content, tmp_path / 'a.pth')
     with pytest.raises(UserError, match=found):
@@ -120,8 +154,14 @@ def test_missing_file_and_folder(tmp_path):
 
 def test_the_text_of_a_config_is_left_out(tmp_path, made):
     text = f"import os; os.mkdir({str(made)!r})"
-    torch.save(dict(state_dict=dict(a=torch.ones(1)), meta=dict(config=text, cfg=text, seed=1),
-                    message_hub=dict(runtime_info=dict(cfg=text, iter=3))), tmp_path / 'a.pth')
+    torch.save(
+        dict(
+            state_dict=dict(a=torch.ones(1)),
+            meta=dict(config=text, cfg=text, seed=1),
+            message_hub=dict(runtime_info=dict(cfg=text, iter=3)),
+        ),
+        tmp_path / 'a.pth',
+    )
     loaded = load_local(str(tmp_path / 'a.pth'))
     assert loaded['meta'] == dict(seed=1)
     assert loaded['message_hub'] == dict(runtime_info=dict(iter=3))
@@ -157,10 +197,14 @@ def test_all_that_mmengine_loads_is_read_safely(tmp_path, made, schemes):
     torch.save(dict(state_dict={}, evil=Call(os.mkdir, str(made))), tmp_path / 'a.pth')
     path = str(tmp_path / 'a.pth')
     from mmengine.model import BaseModule
+
     model = BaseModule(init_cfg=dict(type='Pretrained', checkpoint=path))
-    for load in (lambda: CheckpointLoader.load_checkpoint(path), model.init_weights,
-                 lambda: toy_runner(tmp_path / 'run', load_from=path).train(),
-                 lambda: CheckpointLoader.load_checkpoint(f'{tmp_path.as_uri()[7:]}/a.pth')):
+    for load in (
+        lambda: CheckpointLoader.load_checkpoint(path),
+        model.init_weights,
+        lambda: toy_runner(tmp_path / 'run', load_from=path).train(),
+        lambda: CheckpointLoader.load_checkpoint(f'{tmp_path.as_uri()[7:]}/a.pth'),
+    ):
         with pytest.raises(UserError, match='is refused'):
             load()
     assert not made.exists()
@@ -247,20 +291,34 @@ def test_a_digest_in_the_name_is_checked(web, tmp_path):
     assert CheckpointLoader.load_checkpoint(url)['a'] == 1
 
 
-@pytest.mark.parametrize('name, digest', [
-    ('resnet50-0676ba61.pth', '0676ba61'), ('a.pth', None), ('a-1.pth', None),
-    ('model_20200130-047c8118.pth', '047c8118'), ('model-20200130.pth', None),
-    ('a-0676ba6.pth', None), ('a-' + 'f' * 64 + '.safetensors', 'f' * 64)])
+@pytest.mark.parametrize(
+    'name, digest',
+    [
+        ('resnet50-0676ba61.pth', '0676ba61'),
+        ('a.pth', None),
+        ('a-1.pth', None),
+        ('model_20200130-047c8118.pth', '047c8118'),
+        ('model-20200130.pth', None),
+        ('a-0676ba6.pth', None),
+        ('a-' + 'f' * 64 + '.safetensors', 'f' * 64),
+    ],
+)
 def test_digest(name, digest):
     assert digest_in(name) == digest
 
 
 def test_weights_by_name(web):
-    from mmengine.runner.checkpoint import (get_external_models, get_mmcls_models,
-                                            get_torchvision_models)
-    for prefix, models, name in (('torchvision', get_torchvision_models(), 'resnet50'),
-                                 ('open-mmlab', get_external_models(), 'vgg16_caffe'),
-                                 ('openmmlab', get_external_models(), 'resnest50')):
+    from mmengine.runner.checkpoint import (
+        get_external_models,
+        get_mmcls_models,
+        get_torchvision_models,
+    )
+
+    for prefix, models, name in (
+        ('torchvision', get_torchvision_models(), 'resnet50'),
+        ('open-mmlab', get_external_models(), 'vgg16_caffe'),
+        ('openmmlab', get_external_models(), 'resnest50'),
+    ):
         web[None].clear()
         with pytest.raises(UserError, match='cannot download'):
             CheckpointLoader.load_checkpoint(f'{prefix}://{name}')

@@ -13,8 +13,10 @@ from mmhcnet.errors import UserError
 from ..toy import toy_runner
 
 FAMILIES = [HcNet, VHeat]
-SMALL = {HcNet: dict(embed_dims=[8, 16], depths=[2, 2]),
-         VHeat: dict(embed_dims=[8, 16], depths=[2, 2], post_norm=False, layer_scale=None)}
+SMALL = {
+    HcNet: dict(embed_dims=[8, 16], depths=[2, 2]),
+    VHeat: dict(embed_dims=[8, 16], depths=[2, 2], post_norm=False, layer_scale=None),
+}
 
 
 def small(family, **settings):
@@ -30,7 +32,7 @@ def step(model, shape, training=True):
             sum(x.mean() for x in maps).backward()
 
 
-@pytest.mark.parametrize('drop_path_rate', [0., 0.2])
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.2])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_blocks_of_a_stage_share_a_graph(traced, family, drop_path_rate):
     model = family('tiny', drop_path_rate=drop_path_rate)
@@ -100,6 +102,7 @@ def test_autocast(traced, family):
 def test_what_compiling_sets_ends_with_it():
     from torch._dynamo import callback, config
     from torch.fx.experimental import _config as shapes
+
     before = config.recompile_limit, shapes.use_duck_shape
     with pytest.raises(ValueError), compiling():
         assert (config.recompile_limit, shapes.use_duck_shape) == (64, False)
@@ -127,8 +130,9 @@ def test_cuda_graphs_take_images_of_one_size(monkeypatch):
     step(model, (2, 32, 32))
     step(model, (1, 32, 32))
     assert len(steps) == 2
-    with pytest.raises(UserError, match='an image of 32x40 came after one of 32x32: use --compile '
-                                        'without graphs'):
+    with pytest.raises(
+        UserError, match='an image of 32x40 came after one of 32x32: use --compile without graphs'
+    ):
         step(model, (2, 32, 40))
     for handle in handles:
         handle.remove()
@@ -142,12 +146,24 @@ def config_of(name, **settings):
     return cfg
 
 
-@pytest.mark.parametrize('config, split, device, message', [
-    ('classification/hcnet_t_in1k', 'train', 'cpu', 'graphs needs a GPU'),
-    ('detection/mask_rcnn_hcnet_t_1x', 'train', 'cuda',
-     r'those of train_dataloader differ by Resize\(scale=\(1333, 800\), keep_ratio=True\)'),
-    ('segmentation/upernet_vheat_t_160k_ade20k', 'test', 'cuda',
-     r'those of test_dataloader differ by Resize\(scale=\(2048, 512\), keep_ratio=True\)')])
+@pytest.mark.parametrize(
+    'config, split, device, message',
+    [
+        ('classification/hcnet_t_in1k', 'train', 'cpu', 'graphs needs a GPU'),
+        (
+            'detection/mask_rcnn_hcnet_t_1x',
+            'train',
+            'cuda',
+            r'those of train_dataloader differ by Resize\(scale=\(1333, 800\), keep_ratio=True\)',
+        ),
+        (
+            'segmentation/upernet_vheat_t_160k_ade20k',
+            'test',
+            'cuda',
+            r'those of test_dataloader differ by Resize\(scale=\(2048, 512\), keep_ratio=True\)',
+        ),
+    ],
+)
 def test_where_there_can_be_no_cuda_graphs(config, split, device, message):
     with pytest.raises(UserError, match=f'{message}: use --compile without graphs'):
         check_compile('graphs', config_of(config), split, device)
@@ -163,8 +179,9 @@ def test_old_torch(monkeypatch):
     cfg = config_of('classification/hcnet_digits')
     monkeypatch.setattr(torch, '__version__', '2.1.2+cpu')
     check_compile(None, cfg, 'train', 'cpu')
-    with pytest.raises(UserError, match='needs torch 2.7 or newer, and this is 2.1.2.*leave it '
-                                        'out'):
+    with pytest.raises(
+        UserError, match='needs torch 2.7 or newer, and this is 2.1.2.*leave it out'
+    ):
         check_compile('blocks', cfg, 'train', 'cpu')
 
 
@@ -176,6 +193,7 @@ def test_two_ways_to_compile():
 
 def test_without_a_compiler(monkeypatch):
     from torch._inductor import config
+
     monkeypatch.setattr(config.cpp, 'cxx', (None, 'no-such-compiler'))
     with pytest.raises(UserError, match='no-such-compiler.*apt install g.. python3-dev.*or leave'):
         check_compile('blocks', config_of('classification/hcnet_digits'), 'train', 'cpu')

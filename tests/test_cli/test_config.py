@@ -7,9 +7,18 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from mmhcnet.cli.config import (MMENGINE_HOOKS, RUNNER_KEYS, TOOL_KEYS, add_tensorboard,
-                                check_data, check_optimizer, fuse_optimizer, load_config,
-                                missing_data, stock_config)
+from mmhcnet.cli.config import (
+    MMENGINE_HOOKS,
+    RUNNER_KEYS,
+    TOOL_KEYS,
+    add_tensorboard,
+    check_data,
+    check_optimizer,
+    fuse_optimizer,
+    load_config,
+    missing_data,
+    stock_config,
+)
 from mmhcnet.cli.distributed import _replace_sync_bn
 from mmhcnet.cli.trial import FirstSamples
 from mmhcnet.errors import UserError
@@ -23,7 +32,8 @@ ROOT = Path(__file__).resolve().parents[2]
 def config(tmp_path):
     (tmp_path / 'c.py').write_text(
         "train_cfg = dict(max_epochs=12)\n"
-        "param_scheduler = [dict(type='MultiStepLR', end=12, milestones=[8, 11])]\n")
+        "param_scheduler = [dict(type='MultiStepLR', end=12, milestones=[8, 11])]\n"
+    )
     return str(tmp_path / 'c.py')
 
 
@@ -34,8 +44,9 @@ def test_options_and_schedule(config):
 
 
 def test_an_explicit_schedule_is_kept(config):
-    cfg = load_config(config, {'train_cfg.max_epochs': 6,
-                               'param_scheduler.0.milestones': [2, 3]}, 'elsewhere')
+    cfg = load_config(
+        config, {'train_cfg.max_epochs': 6, 'param_scheduler.0.milestones': [2, 3]}, 'elsewhere'
+    )
     assert (cfg.param_scheduler[0].milestones, cfg.param_scheduler[0].end) == ([2, 3], 12)
     assert cfg.work_dir == 'elsewhere'
 
@@ -48,26 +59,40 @@ def test_missing_config():
 def loaders(tmp_path):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'a.json').write_text('{}')
-    dataset = dict(type='CocoDataset', data_root=str(tmp_path), ann_file='a.json',
-                   data_prefix=dict(img='images/'))
-    return Config(dict(
-        data_help='the handbook',
-        train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dict(
-            type='ConcatDataset', datasets=[dataset, dict(dataset)]))),
-        val_dataloader=dict(dataset=dict(dataset)),
-        val_evaluator=[dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))],
-        test_dataloader=None))
+    dataset = dict(
+        type='CocoDataset',
+        data_root=str(tmp_path),
+        ann_file='a.json',
+        data_prefix=dict(img='images/'),
+    )
+    return Config(
+        dict(
+            data_help='the handbook',
+            train_dataloader=dict(
+                dataset=dict(
+                    type='RepeatDataset',
+                    dataset=dict(type='ConcatDataset', datasets=[dataset, dict(dataset)]),
+                )
+            ),
+            val_dataloader=dict(dataset=dict(dataset)),
+            val_evaluator=[dict(type='CocoMetric', ann_file=str(tmp_path / 'a.json'))],
+            test_dataloader=None,
+        )
+    )
 
 
 def test_data_that_is_there(tmp_path):
     check_data(loaders(tmp_path), ['train', 'val', 'test'])
 
 
-@pytest.mark.parametrize('key, value, name', [
-    ('train_dataloader.dataset.dataset.datasets.1.data_root', 'gone', 'gone'),
-    ('train_dataloader.dataset.dataset.datasets.0.ann_file', 'b.json', 'b.json'),
-    ('val_dataloader.dataset.data_prefix.img', 'pictures/', 'pictures/'),
-])
+@pytest.mark.parametrize(
+    'key, value, name',
+    [
+        ('train_dataloader.dataset.dataset.datasets.1.data_root', 'gone', 'gone'),
+        ('train_dataloader.dataset.dataset.datasets.0.ann_file', 'b.json', 'b.json'),
+        ('val_dataloader.dataset.data_prefix.img', 'pictures/', 'pictures/'),
+    ],
+)
 def test_missing_data_names_path_key_and_help(tmp_path, key, value, name):
     cfg = loaders(tmp_path)
     cfg.merge_from_dict({key: value})
@@ -85,11 +110,15 @@ def test_missing_annotations_of_the_metric(tmp_path):
 
 
 def test_sync_bn_becomes_bn_everywhere():
-    model = dict(norm_cfg=dict(type='SyncBN'), heads=[dict(norm_cfg=dict(type='SyncBN')), 3],
-                 other=dict(type='LN'))
+    model = dict(
+        norm_cfg=dict(type='SyncBN'),
+        heads=[dict(norm_cfg=dict(type='SyncBN')), 3],
+        other=dict(type='LN'),
+    )
     _replace_sync_bn(model)
-    assert model == dict(norm_cfg=dict(type='BN'), heads=[dict(norm_cfg=dict(type='BN')), 3],
-                         other=dict(type='LN'))
+    assert model == dict(
+        norm_cfg=dict(type='BN'), heads=[dict(norm_cfg=dict(type='BN')), 3], other=dict(type='LN')
+    )
 
 
 @pytest.mark.parametrize('number, expected', [(3, [0, 1, 2]), (100, [0, 1, 2, 3, 4])])
@@ -100,15 +129,24 @@ def test_first_samples(number, expected):
 
 def test_mmpretrains_by_epoch_beside_a_loop_of_ours(tmp_path):
     (tmp_path / 'c.py').write_text(
-        "train_cfg = dict(type='mmhcnet.EpochTrainLoop', by_epoch=True, max_epochs=3)")
+        "train_cfg = dict(type='mmhcnet.EpochTrainLoop', by_epoch=True, max_epochs=3)"
+    )
     assert load_config(str(tmp_path / 'c.py'), None, None).train_cfg == dict(
-        type='mmhcnet.EpochTrainLoop', max_epochs=3)
+        type='mmhcnet.EpochTrainLoop', max_epochs=3
+    )
 
 
-@pytest.mark.parametrize('visualizer, kept', [
-    (None, ['LocalVisBackend']),
-    (dict(type='A', name='a', vis_backends=[dict(type='WandbVisBackend')]), ['WandbVisBackend']),
-    (dict(type='A', vis_backends=[dict(type='TensorboardVisBackend')]), [])])
+@pytest.mark.parametrize(
+    'visualizer, kept',
+    [
+        (None, ['LocalVisBackend']),
+        (
+            dict(type='A', name='a', vis_backends=[dict(type='WandbVisBackend')]),
+            ['WandbVisBackend'],
+        ),
+        (dict(type='A', vis_backends=[dict(type='TensorboardVisBackend')]), []),
+    ],
+)
 def test_tensorboard_joins_the_other_backends(visualizer, kept, monkeypatch):
     monkeypatch.setattr('mmhcnet.cli.config.require_packages', lambda *names: None)
     cfg = Config(dict(visualizer=visualizer) if visualizer else {})
@@ -127,12 +165,19 @@ def test_tensorboard_is_not_installed(monkeypatch):
 
 def test_all_that_is_missing(tmp_path):
     dataset = dict(data_root=str(tmp_path), ann_file='a.json', data_prefix=dict(img='images'))
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset)),
-                      train_evaluator=dict(ann_file='nowhere/a.json'), data_help='the manual'))
+    cfg = Config(
+        dict(
+            train_dataloader=dict(dataset=dict(type='RepeatDataset', dataset=dataset)),
+            train_evaluator=dict(ann_file='nowhere/a.json'),
+            data_help='the manual',
+        )
+    )
     found = list(missing_data(cfg, 'train'))
     assert [message.split('--cfg-options ')[1] for message in found] == [
         'train_dataloader.dataset.dataset.ann_file=...',
-        'train_dataloader.dataset.dataset.data_prefix.img=...', 'train_evaluator.ann_file=...']
+        'train_dataloader.dataset.dataset.data_prefix.img=...',
+        'train_evaluator.ann_file=...',
+    ]
     assert all('see the manual' in message for message in found)
     (tmp_path / 'images').mkdir()
     assert len(list(missing_data(cfg, 'train'))) == 2
@@ -150,9 +195,12 @@ def test_configs_that_openmmlab_packages_carry():
     path = stock_config('mmpretrain::resnet/resnet50_8xb32_in1k.py')
     assert path.endswith('resnet50_8xb32_in1k.py') and Path(path).is_file()
     for name, message in (
-            ('mmpretrain::resnet/none.py', "mmpretrain carries no config 'resnet/none.py'; those "
-             "it has are below '.*configs'"),
-            ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed")):
+        (
+            'mmpretrain::resnet/none.py',
+            "mmpretrain carries no config 'resnet/none.py'; those it has are below '.*configs'",
+        ),
+        ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed"),
+    ):
         with pytest.raises(FileNotFoundError, match=message):
             stock_config(name)
 
@@ -161,12 +209,18 @@ def keys_read(source):
     """Keys of a config that a source reads as an attribute ``cfg`` or a name ``cfg``."""
 
     def is_config(node):
-        return isinstance(node, ast.Name) and node.id == 'cfg' or (
-            isinstance(node, ast.Attribute) and node.attr == 'cfg')
+        return (
+            isinstance(node, ast.Name)
+            and node.id == 'cfg'
+            or (isinstance(node, ast.Attribute) and node.attr == 'cfg')
+        )
 
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and (
-                is_config(node.func.value) and node.func.attr in ('get', 'pop', 'setdefault')):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and (is_config(node.func.value) and node.func.attr in ('get', 'pop', 'setdefault'))
+        ):
             yield getattr(node.args[0], 'value', None)
         elif isinstance(node, ast.Subscript) and is_config(node.value):
             yield getattr(node.slice, 'value', None)
@@ -185,8 +239,9 @@ def test_every_key_that_mmengine_reads_is_an_option(config):
     assert set(RUNNER_KEYS) <= keys
 
 
-@pytest.mark.parametrize('key', ['tta_model.type', 'tta_pipeline', 'runner_type', 'data_help',
-                                 'compile.backend'])
+@pytest.mark.parametrize(
+    'key', ['tta_model.type', 'tta_pipeline', 'runner_type', 'data_help', 'compile.backend']
+)
 def test_keys_that_tools_and_hooks_read_are_options(config, key):
     assert load_config(config, {key: 'Runner'}, None)
 
@@ -218,10 +273,17 @@ def test_other_ways_to_give_an_optimizer():
         check_optimizer(with_optimizer('AdamWW', None))
 
 
-@pytest.mark.parametrize('optimizer, fused', [
-    (dict(type='AdamW'), True), (dict(type='AdamW', fused=False), False),
-    (dict(type='AdamW', foreach=True), None), (dict(type='Lamb'), None),
-    (dict(type='LBFGS'), None), (dict(type=torch.optim.AdamW), None)])
+@pytest.mark.parametrize(
+    'optimizer, fused',
+    [
+        (dict(type='AdamW'), True),
+        (dict(type='AdamW', fused=False), False),
+        (dict(type='AdamW', foreach=True), None),
+        (dict(type='Lamb'), None),
+        (dict(type='LBFGS'), None),
+        (dict(type=torch.optim.AdamW), None),
+    ],
+)
 def test_on_a_gpu_an_optimizer_is_fused(monkeypatch, optimizer, fused):
     cfg = Config(dict(optim_wrapper=dict(optimizer=optimizer)))
     fuse_optimizer(cfg)
@@ -232,21 +294,27 @@ def test_on_a_gpu_an_optimizer_is_fused(monkeypatch, optimizer, fused):
     fuse_optimizer(Config())
 
 
-@pytest.mark.parametrize('storage', [
-    dict(backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'})),
-    dict(backend_args=dict(path_mapping={'data/': 's3://bucket/'})),
-    dict(file_client_args=dict(backend='petrel'))])
+@pytest.mark.parametrize(
+    'storage',
+    [
+        dict(backend_args=dict(backend='petrel', path_mapping={'data/': 's3://bucket/'})),
+        dict(backend_args=dict(path_mapping={'data/': 's3://bucket/'})),
+        dict(file_client_args=dict(backend='petrel')),
+    ],
+)
 @pytest.mark.parametrize('where', ['dataset', 'step', 'inner step', 'metric'])
 def test_data_in_another_storage_is_not_looked_for(storage, where, capsys):
     steps = [dict(type='LoadImageFromFile')]
-    dataset = dict(data_root='data/coco/', ann_file='a.json', data_prefix=dict(img='b/'),
-                   pipeline=steps)
+    dataset = dict(
+        data_root='data/coco/', ann_file='a.json', data_prefix=dict(img='b/'), pipeline=steps
+    )
     metric = dict(ann_file='data/coco/a.json')
     dict(dataset=dataset, step=steps[0], metric=metric).get(where, {}).update(storage)
     if where == 'inner step':
         dataset['pipeline'] = [dict(type='RandomChoice', transforms=[[dict(steps[0], **storage)]])]
-    cfg = Config(dict(train_dataloader=dict(dataset=dict(dataset=dataset)),
-                      train_evaluator=[metric]))
+    cfg = Config(
+        dict(train_dataloader=dict(dataset=dict(dataset=dataset)), train_evaluator=[metric])
+    )
     found = [message.split('--cfg-options ')[1] for message in missing_data(cfg, 'train')]
     key = 'train_dataloader.dataset.dataset.'
     assert found == {
@@ -255,9 +323,14 @@ def test_data_in_another_storage_is_not_looked_for(storage, where, capsys):
     }.get(where, [f'{key}ann_file=...', 'train_evaluator.ann_file=...'])
 
 
-@pytest.mark.parametrize('storage', [dict(backend_args=dict(backend='local')),
-                                     dict(backend_args=None),
-                                     dict(file_client_args=dict(backend='disk'))])
+@pytest.mark.parametrize(
+    'storage',
+    [
+        dict(backend_args=dict(backend='local')),
+        dict(backend_args=None),
+        dict(file_client_args=dict(backend='disk')),
+    ],
+)
 def test_data_on_this_machine_by_name(storage):
     cfg = Config(dict(train_dataloader=dict(dataset=dict(data_root='nowhere', **storage))))
     assert len(list(missing_data(cfg, 'train'))) == 1
@@ -266,16 +339,25 @@ def test_data_on_this_machine_by_name(storage):
 def test_what_was_not_looked_for_is_said(monkeypatch):
     lines = []
     monkeypatch.setattr('mmhcnet.cli.config.print_log', lambda line, logger: lines.append(line))
-    check_data(Config(dict(train_dataloader=dict(dataset=dict(
-        data_root='s3://bucket/coco', ann_file='a.json')))), ['train'])
-    assert lines == ['Not looked for, because they are in another storage: s3://bucket/coco, '
-                     's3://bucket/coco/a.json']
+    check_data(
+        Config(
+            dict(
+                train_dataloader=dict(dataset=dict(data_root='s3://bucket/coco', ann_file='a.json'))
+            )
+        ),
+        ['train'],
+    )
+    assert lines == [
+        'Not looked for, because they are in another storage: s3://bucket/coco, '
+        's3://bucket/coco/a.json'
+    ]
 
 
 def test_any_default_hook_can_be_left_out(config, tmp_path):
     (tmp_path / 'hooks.py').write_text(
         f"_base_ = '{config}'\n"
-        "default_hooks = dict(finite=dict(type='mmhcnet.FiniteHook'), preemption=None, timer=None)")
+        "default_hooks = dict(finite=dict(type='mmhcnet.FiniteHook'), preemption=None, timer=None)"
+    )
     cfg = load_config(str(tmp_path / 'hooks.py'), {'default_hooks.finite': None}, None)
     assert cfg.default_hooks == dict(timer=None)
     runner = toy_runner(tmp_path / 'run')
@@ -292,8 +374,12 @@ def test_the_hooks_that_mmengine_leaves_out_itself(tmp_path):
 
 
 def test_every_key_that_our_tools_read_is_an_option():
-    sources = [path for folder in ('mmhcnet', 'tools', 'demo')
-               for path in (ROOT / folder).rglob('*.py') if '.mim' not in path.parts]
+    sources = [
+        path
+        for folder in ('mmhcnet', 'tools', 'demo')
+        for path in (ROOT / folder).rglob('*.py')
+        if '.mim' not in path.parts
+    ]
     keys = {key for path in sources for key in keys_read(path.read_text()) if isinstance(key, str)}
     known = {*inspect.signature(Runner).parameters, *RUNNER_KEYS, *TOOL_KEYS}
     assert 'data_help' in keys

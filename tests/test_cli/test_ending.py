@@ -13,7 +13,6 @@ from ..toy import ToyDataset, toy_runner
 
 
 class EndsHow(Hook):
-
     def __init__(self, error):
         self.error = error
 
@@ -26,7 +25,8 @@ class EndsHow(Hook):
 @pytest.fixture
 def group(tmp_path):
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+        'gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1
+    )
     yield
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
@@ -37,10 +37,20 @@ def group(tmp_path):
 @pytest.mark.parametrize('train_cfg', [dict(max_epochs=2), dict(max_iters=3)])
 def test_no_worker_and_no_group_outlives_a_run(tmp_path, group, train_cfg, error):
     runner = toy_runner(
-        tmp_path, {**train_cfg, 'val_interval': 1}, workers=2, custom_hooks=[EndsHow(error)],
-        val_cfg=dict(), val_evaluator=[Scores(range(3))], val_dataloader=dict(
-            batch_size=4, num_workers=2, persistent_workers=True,
-            sampler=dict(type='DefaultSampler', shuffle=False), dataset=ToyDataset(8)))
+        tmp_path,
+        {**train_cfg, 'val_interval': 1},
+        workers=2,
+        custom_hooks=[EndsHow(error)],
+        val_cfg=dict(),
+        val_evaluator=[Scores(range(3))],
+        val_dataloader=dict(
+            batch_size=4,
+            num_workers=2,
+            persistent_workers=True,
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            dataset=ToyDataset(8),
+        ),
+    )
     runner.model.val_step = lambda data: [0]
     with pytest.raises(type(error)) if error else orderly_end(lambda: None):
         with orderly_end(lambda: runner):

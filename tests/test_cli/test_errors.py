@@ -25,9 +25,15 @@ def test_unknown_argument_without_a_near_one():
     assert explain(caught.value).startswith("HcNet has no argument 'zzz'. It takes: arch, ")
 
 
-@pytest.mark.parametrize('error, text', [
-    (KeyError('no such key'), 'no such key'), (KeyError(), 'KeyError'),
-    (ValueError('bad'), 'bad'), (ValueError(), 'ValueError')])
+@pytest.mark.parametrize(
+    'error, text',
+    [
+        (KeyError('no such key'), 'no such key'),
+        (KeyError(), 'KeyError'),
+        (ValueError('bad'), 'bad'),
+        (ValueError(), 'ValueError'),
+    ],
+)
 def test_other_errors_keep_their_message(error, text):
     assert explain(error) == text
 
@@ -42,12 +48,20 @@ def test_several_lines_become_one():
     assert explain(RuntimeError('a\n\tb\n')) == 'a b'
 
 
-@pytest.mark.parametrize('error, text', [
-    (KeyError('img'), "key 'img' is missing"),
-    (TypeError("DataLoader.__init__() got an unexpected keyword argument 'batchsize'"),
-     "DataLoader has no argument 'batchsize'; did you mean 'batch_size'? It takes: dataset, "),
-    (KeyError('AdamWW is not in the mmengine::optimizer registry. Please check'),
-     "there is no optimizer of type 'AdamWW' in mmengine; did you mean 'AdamW'?")])
+@pytest.mark.parametrize(
+    'error, text',
+    [
+        (KeyError('img'), "key 'img' is missing"),
+        (
+            TypeError("DataLoader.__init__() got an unexpected keyword argument 'batchsize'"),
+            "DataLoader has no argument 'batchsize'; did you mean 'batch_size'? It takes: dataset, ",
+        ),
+        (
+            KeyError('AdamWW is not in the mmengine::optimizer registry. Please check'),
+            "there is no optimizer of type 'AdamWW' in mmengine; did you mean 'AdamW'?",
+        ),
+    ],
+)
 def test_the_nearest_name(error, text):
     assert explain(error).startswith(text)
 
@@ -90,8 +104,9 @@ def test_a_test_has_begun_at_its_end():
 
 def test_missing_packages():
     require_packages('torch', 'json')
-    with pytest.raises(SystemExit, match='^Error: this needs nopack and nopack2: '
-                                         'pip install nopack nopack2$'):
+    with pytest.raises(
+        SystemExit, match='^Error: this needs nopack and nopack2: pip install nopack nopack2$'
+    ):
         with one_line_errors():
             require_packages('nopack', 'torch', 'nopack2')
 
@@ -114,8 +129,9 @@ def test_a_package_that_is_too_new_is_named_with_the_version_that_fits(monkeypat
 def ended(tmp_path, error, config=None, folder='run', **settings):
     """The line that a run ends with."""
     with pytest.raises(SystemExit) as caught:
-        with one_line_errors(log_dir=lambda: str(tmp_path / folder), config=lambda: config,
-                             **settings):
+        with one_line_errors(
+            log_dir=lambda: str(tmp_path / folder), config=lambda: config, **settings
+        ):
             error()
     return caught.value.code
 
@@ -123,6 +139,7 @@ def ended(tmp_path, error, config=None, folder='run', **settings):
 def fail(text='bad', cls=ValueError):
     def error():
         raise cls(text)
+
     return error
 
 
@@ -191,36 +208,48 @@ def config_of(tmp_path, text, name='own.py'):
     return str(tmp_path / name)
 
 
-@pytest.mark.parametrize('text, line', [
-    ('a = 1\nmodel = dict(\n    b=c)\n', 3),
-    ('a = 1\nmodel = dict(\n    b=1\nc = 2\n', 2),
-    ("a = 1\n_base_ = ['./base.py']\n", None),
-    ("a = 1\n_base_ = './no_base.py'\n", 2)])
+@pytest.mark.parametrize(
+    'text, line',
+    [
+        ('a = 1\nmodel = dict(\n    b=c)\n', 3),
+        ('a = 1\nmodel = dict(\n    b=1\nc = 2\n', 2),
+        ("a = 1\n_base_ = ['./base.py']\n", None),
+        ("a = 1\n_base_ = './no_base.py'\n", 2),
+    ],
+)
 def test_the_line_of_a_config_that_cannot_be_read(tmp_path, text, line):
     path = config_of(tmp_path, text)
     config_of(tmp_path, 'x = 1\ny = dict(\n    z=1 / 0)\n', 'base.py')
     at = f'{path}:{line}' if line else f'{tmp_path}/base.py:3'
     assert ended(tmp_path, lambda: load_config(path, None, None), path).startswith(
-        f"Error: {at}: cannot read the config '{path}': ")
+        f"Error: {at}: cannot read the config '{path}': "
+    )
 
 
 @registry.MODELS.register_module()
 class ToyPart:
-
     def __init__(self, width=1, inner=None):
         if width not in (1, 2):
             raise ValueError(f'width must be 1 or 2, got {width}')
         self.inner = registry.MODELS.build(inner) if inner else None
 
 
-@pytest.mark.parametrize('text, line, message', [
-    ("model = dict(\n    type='ToyPart',\n    widht=2)", 3, "did you mean 'width'?"),
-    ("model = dict(\n    type='ToyPart',\n    width=3)", 3, 'width must be 1 or 2, got 3'),
-    ("model = dict(\n    type='ToyPart', width=2, inner=dict(\n        type='ToyPart',\n"
-     "        width=3))", 4, 'width must be 1 or 2'),
-    ("wide = 3\nmodel = dict(type='ToyPart',\n    width=wide)", 3, 'width must be 1 or 2'),
-    ("model = {\n    'type': 'ToyPart',\n    'width': 3}", 3, 'width must be 1 or 2'),
-    ("model = dict(\n    type='ToyPar')", 2, "did you mean 'ToyPart'?")])
+@pytest.mark.parametrize(
+    'text, line, message',
+    [
+        ("model = dict(\n    type='ToyPart',\n    widht=2)", 3, "did you mean 'width'?"),
+        ("model = dict(\n    type='ToyPart',\n    width=3)", 3, 'width must be 1 or 2, got 3'),
+        (
+            "model = dict(\n    type='ToyPart', width=2, inner=dict(\n        type='ToyPart',\n"
+            "        width=3))",
+            4,
+            'width must be 1 or 2',
+        ),
+        ("wide = 3\nmodel = dict(type='ToyPart',\n    width=wide)", 3, 'width must be 1 or 2'),
+        ("model = {\n    'type': 'ToyPart',\n    'width': 3}", 3, 'width must be 1 or 2'),
+        ("model = dict(\n    type='ToyPar')", 2, "did you mean 'ToyPart'?"),
+    ],
+)
 @pytest.mark.parametrize('inherited', [False, True])
 def test_the_line_of_a_setting(tmp_path, text, line, message, inherited):
     path = own = config_of(tmp_path, text)
@@ -235,15 +264,18 @@ def test_what_an_option_sets_is_not_looked_for_in_the_file(tmp_path):
     path = config_of(tmp_path, "model = dict(\n    type='ToyPart',\n    width=2)")
     cfg = load_config(path, {'model.width': 3}, None)
     assert ended(tmp_path, lambda: registry.MODELS.build(cfg.model), path).startswith(
-        'Error: width must be 1 or 2')
+        'Error: width must be 1 or 2'
+    )
 
 
 def test_the_line_of_a_word_that_the_message_quotes(tmp_path):
     path = config_of(tmp_path, "data = dict(\n    data_root='nowhere')")
     assert ended(tmp_path, fail("the data path 'nowhere' does not exist"), path).startswith(
-        f'Error: {path}:2: the data path')
+        f'Error: {path}:2: the data path'
+    )
     assert ended(tmp_path, fail("the data path 'elsewhere' does not exist"), path).startswith(
-        'Error: the data path')
+        'Error: the data path'
+    )
 
 
 @pytest.mark.parametrize('name, text', [('own.json', '{"a": 1}'), ('own.yaml', 'a: 1')])

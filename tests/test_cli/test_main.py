@@ -24,9 +24,14 @@ def started(tmp_path):
     """Run a tool whose parts log and fail as they are told; returns its log file's text."""
 
     def start(config=lambda: None, training=lambda: None, **args):
-        arguments = Namespace(config=str(tmp_path / 'own.py'), work_dir=str(tmp_path / 'run'),
-                              local_rank=0, trust_checkpoint=False, launcher='none',
-                              **dict(dict(traceback=False), **args))
+        arguments = Namespace(
+            config=str(tmp_path / 'own.py'),
+            work_dir=str(tmp_path / 'run'),
+            local_rank=0,
+            trust_checkpoint=False,
+            launcher='none',
+            **dict(dict(traceback=False), **args),
+        )
         (tmp_path / 'own.py').write_text('a = 1')
 
         def build_config(args):

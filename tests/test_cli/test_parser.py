@@ -23,8 +23,9 @@ def test_options_without_key_or_value(parser, option, capsys):
     assert f"--cfg-options takes KEY=VALUE, got '{option}'" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('words, shape', [
-    ([], None), (['--shape', '64'], (64, 64)), (['--shape', '64', '96'], (64, 96))])
+@pytest.mark.parametrize(
+    'words, shape', [([], None), (['--shape', '64'], (64, 64)), (['--shape', '64', '96'], (64, 96))]
+)
 def test_shape(parser, words, shape):
     assert parser.parse_args(['a.py', *words]).shape == shape
 

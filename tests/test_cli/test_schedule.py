@@ -9,17 +9,34 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import PARAM_SCHEDULERS
 
 from mmhcnet.cli.config import load_config
-from mmhcnet.cli.schedule import (RunLength, fit_schedule, run_length, scale_schedule,
-                                  validation_interval)
+from mmhcnet.cli.schedule import (
+    RunLength,
+    fit_schedule,
+    run_length,
+    scale_schedule,
+    validation_interval,
+)
 from mmhcnet.training.loops import IterTrainLoop
 
 from ..conftest import ROOT
 
 COSINE = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=20,
-         convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', eta_min=1e-5, by_epoch=True, begin=20, end=300,
-         convert_to_iter_based=True),
+    dict(
+        type='LinearLR',
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=20,
+        convert_to_iter_based=True,
+    ),
+    dict(
+        type='CosineAnnealingLR',
+        eta_min=1e-5,
+        by_epoch=True,
+        begin=20,
+        end=300,
+        convert_to_iter_based=True,
+    ),
 ]
 STEPS = [
     dict(type='LinearLR', start_factor=1e-3, by_epoch=False, begin=0, end=1000),
@@ -27,7 +44,7 @@ STEPS = [
 ]
 POLY = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=1500),
-    dict(type='PolyLR', eta_min=0., power=1.0, by_epoch=False, begin=1500, end=160000),
+    dict(type='PolyLR', eta_min=0.0, power=1.0, by_epoch=False, begin=1500, end=160000),
 ]
 
 
@@ -38,10 +55,13 @@ def config(schedulers, **train_cfg):
 def learning_rates(schedulers, epochs, epoch_length):
     """The learning rate of every iteration, by mmengine's own schedulers."""
     parameter = torch.nn.Parameter(torch.zeros(1))
-    wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=1.))
-    built = [PARAM_SCHEDULERS.build(
-        copy.deepcopy(s), default_args=dict(optimizer=wrapper, epoch_length=epoch_length))
-        for s in schedulers]
+    wrapper = OptimWrapper(torch.optim.SGD([parameter], lr=1.0))
+    built = [
+        PARAM_SCHEDULERS.build(
+            copy.deepcopy(s), default_args=dict(optimizer=wrapper, epoch_length=epoch_length)
+        )
+        for s in schedulers
+    ]
     rates = []
     for _ in range(epochs):
         for _ in range(epoch_length):
@@ -57,10 +77,13 @@ def learning_rates(schedulers, epochs, epoch_length):
 
 
 @pytest.mark.parametrize('epoch_length', [1, 2, 50])
-@pytest.mark.parametrize('schedulers, planned, epochs', [
-    *[(COSINE, 300, epochs) for epochs in (1, 2, 3, 10, 100, 299)],
-    *[(STEPS, 12, epochs) for epochs in (1, 2, 5, 11)],
-])
+@pytest.mark.parametrize(
+    'schedulers, planned, epochs',
+    [
+        *[(COSINE, 300, epochs) for epochs in (1, 2, 3, 10, 100, 299)],
+        *[(STEPS, 12, epochs) for epochs in (1, 2, 5, 11)],
+    ],
+)
 def test_any_shorter_run_is_accepted_by_mmengine(schedulers, planned, epochs, epoch_length):
     cfg = config(schedulers, max_epochs=epochs)
     fit_schedule(cfg, RunLength(planned, True))
@@ -82,8 +105,14 @@ def test_a_short_run_by_iterations_gets_past_its_warm_up(iterations):
 @pytest.mark.parametrize('convert', [True, False])
 @pytest.mark.parametrize('epoch_length', [50, 3, 1])
 def test_a_warm_up_of_less_than_an_epoch_is_counted_in_iterations(convert, epoch_length):
-    warmup = dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=5,
-                  convert_to_iter_based=convert)
+    warmup = dict(
+        type='LinearLR',
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=5,
+        convert_to_iter_based=convert,
+    )
     cfg = config([warmup, STEPS[1]], max_epochs=2)
     fit_schedule(cfg, RunLength(12, True))
     rates = learning_rates(cfg.param_scheduler, 2, epoch_length)
@@ -141,9 +170,14 @@ def test_one_epoch_keeps_the_share_of_the_warm_up():
     assert max(rates) == pytest.approx(1)
 
 
-@pytest.mark.parametrize('schedulers, train_cfg', [
-    (COSINE, dict(by_epoch=True, max_epochs=300)), (STEPS, dict(max_epochs=12)),
-    (POLY, dict(type='IterBasedTrainLoop', max_iters=160000))])
+@pytest.mark.parametrize(
+    'schedulers, train_cfg',
+    [
+        (COSINE, dict(by_epoch=True, max_epochs=300)),
+        (STEPS, dict(max_epochs=12)),
+        (POLY, dict(type='IterBasedTrainLoop', max_iters=160000)),
+    ],
+)
 def test_a_schedule_that_fits_is_left_as_it_is(schedulers, train_cfg):
     cfg = config(schedulers, **train_cfg)
     fit_schedule(cfg)
@@ -169,8 +203,10 @@ def test_a_schedule_of_another_length_on_purpose(epochs, monkeypatch):
     cfg.fit_schedule = False
     fit_schedule(cfg)
     assert cfg.param_scheduler == COSINE
-    assert said[1:] == [f'The learning-rate schedule for 300 epochs is kept in a run of {epochs} '
-                        'epochs (fit_schedule = False).']
+    assert said[1:] == [
+        f'The learning-rate schedule for 300 epochs is kept in a run of {epochs} '
+        'epochs (fit_schedule = False).'
+    ]
 
 
 def test_however_often_the_run_was_shortened():
@@ -189,8 +225,10 @@ def test_however_often_the_run_was_shortened():
 def test_a_config_between_recipe_and_option(between, tmp_path):
     """The rates of 8 epochs of the 7-epoch recipe, whatever a config in between says."""
     path = tmp_path / 'mine.py'
-    path.write_text("_base_ = __import__('mmhcnet').config('classification/hcnet_digits.py')\n"
-                    + (f'train_cfg = dict(max_epochs={between})\n' if between else ''))
+    path.write_text(
+        "_base_ = __import__('mmhcnet').config('classification/hcnet_digits.py')\n"
+        + (f'train_cfg = dict(max_epochs={between})\n' if between else '')
+    )
     cfg = load_config(str(path), {'train_cfg.max_epochs': 8}, None)
     rates = learning_rates(cfg.param_scheduler, 8, 5)
     # The rates are those of a base rate of 1, but eta_min is of the recipe's 3e-3.
@@ -227,8 +265,10 @@ def test_one_scheduler_that_is_not_in_a_list():
 
 
 def test_change_of_unit_is_refused():
-    with pytest.raises(ValueError, match='written for 12 epochs and the run has 50 iterations: '
-                       'set param_scheduler too'):
+    with pytest.raises(
+        ValueError,
+        match='written for 12 epochs and the run has 50 iterations: set param_scheduler too',
+    ):
         fit_schedule(config(STEPS, max_iters=50), RunLength(12, True))
 
 
@@ -238,20 +278,28 @@ def test_run_length_of_an_incomplete_train_cfg():
 
 
 def test_to_iterations_for_a_trial():
-    scaled = scale_schedule(COSINE, 30, per_epoch=30 / 300, per_iter=1., to_iters=True)
+    scaled = scale_schedule(COSINE, 30, per_epoch=30 / 300, per_iter=1.0, to_iters=True)
     assert [(s['by_epoch'], s['begin'], s['end']) for s in scaled] == [
-        (False, 0, 2), (False, 2, 30)]
+        (False, 0, 2),
+        (False, 2, 30),
+    ]
     assert all('convert_to_iter_based' not in s for s in scaled)
     assert COSINE[0]['by_epoch'], 'the source must not change'
 
 
-@pytest.mark.parametrize('train_cfg, interval', [
-    (dict(type='mmhcnet.EpochTrainLoop', max_epochs=3), 1),
-    (dict(type='mmhcnet.IterTrainLoop', max_iters=3), 1000),
-    (dict(by_epoch=True, max_epochs=3), 1), (dict(max_iters=3), 1000),
-    (dict(type='IterBasedTrainLoop', max_iters=3), 1000),
-    (dict(type='mmhcnet.IterTrainLoop', max_iters=3, val_interval=7), 7),
-    (dict(type=IterTrainLoop, max_iters=3), 1000), (dict(type='NoSuchLoop', max_iters=3), 1)])
+@pytest.mark.parametrize(
+    'train_cfg, interval',
+    [
+        (dict(type='mmhcnet.EpochTrainLoop', max_epochs=3), 1),
+        (dict(type='mmhcnet.IterTrainLoop', max_iters=3), 1000),
+        (dict(by_epoch=True, max_epochs=3), 1),
+        (dict(max_iters=3), 1000),
+        (dict(type='IterBasedTrainLoop', max_iters=3), 1000),
+        (dict(type='mmhcnet.IterTrainLoop', max_iters=3, val_interval=7), 7),
+        (dict(type=IterTrainLoop, max_iters=3), 1000),
+        (dict(type='NoSuchLoop', max_iters=3), 1),
+    ],
+)
 def test_the_validation_interval_is_the_loops_own(train_cfg, interval):
     assert validation_interval(Config(dict(train_cfg=train_cfg))) == interval
 
@@ -272,35 +320,43 @@ def random_recipe(rng):
         def main(u):
             return low + (1 - low) * (1 + math.cos(math.pi * u)) / 2
     elif kind == 'poly':
-        power = float(rng.choice([0.9, 1., 2.]))
-        part = dict(type='PolyLR', power=power, eta_min=0., **unit)
+        power = float(rng.choice([0.9, 1.0, 2.0]))
+        part = dict(type='PolyLR', power=power, eta_min=0.0, **unit)
 
         def main(u):
-            return max(0., 1 - u)**power
+            return max(0.0, 1 - u) ** power
     elif kind == 'exponential':
-        gamma = float(rng.uniform(0.8, 0.99))**(50 / length if by_iter else 1)
+        gamma = float(rng.uniform(0.8, 0.99)) ** (50 / length if by_iter else 1)
         part = dict(type='ExponentialLR', gamma=gamma, by_epoch=not by_iter)
 
         def main(u):
-            return gamma**(u * lasts)
+            return gamma ** (u * lasts)
     else:
         step = int(rng.integers(1, lasts + 1))
-        points = sorted(int(p) for p in rng.integers(1, lasts + 1, 2)) if kind == 'steps' else list(
-            range(step, lasts, step))
-        part = dict(type='MultiStepLR', milestones=points) if kind == 'steps' else dict(
-            type='StepLR', step_size=step)
+        points = (
+            sorted(int(p) for p in rng.integers(1, lasts + 1, 2))
+            if kind == 'steps'
+            else list(range(step, lasts, step))
+        )
+        part = (
+            dict(type='MultiStepLR', milestones=points)
+            if kind == 'steps'
+            else dict(type='StepLR', step_size=step)
+        )
         part.update(gamma=0.5, by_epoch=not by_iter)
 
         def main(u):
-            return 0.5**sum(u * lasts >= point - 1e-9 for point in points)
+            return 0.5 ** sum(u * lasts >= point - 1e-9 for point in points)
 
     def curve(share):
         if share < begin:
             return start + (1 - start) * share / begin
-        return main(min(1., (share - begin) / (1 - begin)))
+        return main(min(1.0, (share - begin) / (1 - begin)))
 
-    schedulers = [dict(type='LinearLR', start_factor=start, begin=0, end=warmup, **unit),
-                  dict(part, begin=warmup, end=length)]
+    schedulers = [
+        dict(type='LinearLR', start_factor=start, begin=0, end=warmup, **unit),
+        dict(part, begin=warmup, end=length),
+    ]
     return schedulers, curve, length, by_iter
 
 
@@ -322,7 +378,7 @@ def test_random_recipes_keep_their_curve_at_random_lengths(seed):
     stairs = 0 if by_iter or cfg.param_scheduler[1].get('convert_to_iter_based') else 1.5 / new
     slack = 2.1 / total + stairs
     for i in range(0, total, -(-total // 100)):
-        near = [curve(min(1., max(0., i / total + d))) for d in np.linspace(-slack, slack, 81)]
+        near = [curve(min(1.0, max(0.0, i / total + d))) for d in np.linspace(-slack, slack, 81)]
         assert min(near) - 0.01 <= rates[i] <= max(near) + 0.01, (seed, i / total, rates[i])
     # Start, peak and end.
     warmup = cfg.param_scheduler[0]['end'] * (1 if by_iter else epoch_length)

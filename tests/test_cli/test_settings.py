@@ -1,4 +1,5 @@
 """Wrong settings and options that end in one line."""
+
 import argparse
 
 import pytest
@@ -10,22 +11,37 @@ from mmhcnet.cli.errors import explain
 from mmhcnet.cli.parser import add_config, add_shape, at_least, make_parser
 from mmhcnet.errors import UserError
 
-GOOD = dict(train_cfg=dict(max_epochs=1, val_interval=1), randomness=dict(seed=0),
-            optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0)),
-            data_preprocessor=dict(mean=[0, 0, 0], std=[1, 1, 1]))
+GOOD = dict(
+    train_cfg=dict(max_epochs=1, val_interval=1),
+    randomness=dict(seed=0),
+    optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1, weight_decay=0)),
+    data_preprocessor=dict(mean=[0, 0, 0], std=[1, 1, 1]),
+)
 
 
-@pytest.mark.parametrize('key, value, message', [
-    ('train_cfg.val_interval', 0, 'must be a whole number of at least 1, got 0; --no-validate'),
-    ('train_cfg.val_interval', 'x', "must be a whole number of at least 1, got 'x'"),
-    ('randomness.seed', 'abc', "randomness.seed must be a whole number of at least 0, got 'abc'"),
-    ('randomness.seed', -1, 'at least 0, got -1'),
-    ('optim_wrapper.optimizer.lr', 'fast', "lr must be a number of at least 0, got 'fast'"),
-    ('optim_wrapper.optimizer.lr', True, 'lr must be a number'),
-    ('optim_wrapper.optimizer.lr', float('nan'), 'lr must be a number'),
-    ('optim_wrapper.optimizer.weight_decay', [1], 'weight_decay must be a number'),
-    ('data_preprocessor.std', [1, 0, 1], 'std of data_preprocessor is .1, 0, 1., and images are'),
-    ('train_cfg', {}, 'the config has no train_cfg')])
+@pytest.mark.parametrize(
+    'key, value, message',
+    [
+        ('train_cfg.val_interval', 0, 'must be a whole number of at least 1, got 0; --no-validate'),
+        ('train_cfg.val_interval', 'x', "must be a whole number of at least 1, got 'x'"),
+        (
+            'randomness.seed',
+            'abc',
+            "randomness.seed must be a whole number of at least 0, got 'abc'",
+        ),
+        ('randomness.seed', -1, 'at least 0, got -1'),
+        ('optim_wrapper.optimizer.lr', 'fast', "lr must be a number of at least 0, got 'fast'"),
+        ('optim_wrapper.optimizer.lr', True, 'lr must be a number'),
+        ('optim_wrapper.optimizer.lr', float('nan'), 'lr must be a number'),
+        ('optim_wrapper.optimizer.weight_decay', [1], 'weight_decay must be a number'),
+        (
+            'data_preprocessor.std',
+            [1, 0, 1],
+            'std of data_preprocessor is .1, 0, 1., and images are',
+        ),
+        ('train_cfg', {}, 'the config has no train_cfg'),
+    ],
+)
 def test_a_setting_of_another_kind(key, value, message):
     cfg = Config(GOOD)
     check_training(cfg)
@@ -52,9 +68,12 @@ def test_a_circle_of_configs(tmp_path):
         load_config(str(tmp_path / 'a.py'), None, None)
 
 
-NESTED = dict(GOOD, model=dict(backbone=dict(type='mmhcnet.HcNet')),
-              default_hooks=dict(timer=dict(type='IterTimerHook')),
-              **{f'{split}_dataloader': dict(dataset=dict()) for split in ('train', 'val', 'test')})
+NESTED = dict(
+    GOOD,
+    model=dict(backbone=dict(type='mmhcnet.HcNet')),
+    default_hooks=dict(timer=dict(type='IterTimerHook')),
+    **{f'{split}_dataloader': dict(dataset=dict()) for split in ('train', 'val', 'test')},
+)
 
 
 @pytest.mark.parametrize('value', ['x', 5, ['x'], []])
@@ -62,8 +81,10 @@ NESTED = dict(GOOD, model=dict(backbone=dict(type='mmhcnet.HcNet')),
 def test_something_else_in_place_of_a_dict(key, value, tmp_path):
     path = tmp_path / 'config.py'
     Config(NESTED).dump(str(path))
-    cure = (rf'^{key} is a dict, and is set to .+: set one of its keys, as in {key}\.'
-            r'[\w.]+=VALUE$')
+    cure = (
+        rf'^{key} is a dict, and is set to .+: set one of its keys, as in {key}\.'
+        r'[\w.]+=VALUE$'
+    )
     with pytest.raises(UserError, match=cure):
         load_config(str(path), {key: value}, None)
     cfg = Config.fromfile(path)
@@ -78,8 +99,11 @@ def test_something_else_in_place_of_dicts_in_a_list(key, tmp_path):
     path = tmp_path / 'config.py'
     Config(dict(NESTED, **{key: []})).dump(str(path))
     for value in ('x', 5, ['x']):
-        with pytest.raises(UserError, match=rf'^{key} is a dict or a list of dicts, .* or '
-                           rf'{key}\.0\.\w+=VALUE$'):
+        with pytest.raises(
+            UserError,
+            match=rf'^{key} is a dict or a list of dicts, .* or '
+            rf'{key}\.0\.\w+=VALUE$',
+        ):
             load_config(str(path), {key: value}, None)
     for value in (None, []):
         load_config(str(path), {key: value}, None)
@@ -92,10 +116,17 @@ def test_a_dict_that_is_left_out(tmp_path):
         load_config(str(path), {key: None}, None)
 
 
-@pytest.mark.parametrize('launcher, message', [
-    ('pytorch', 'is given by torchrun, which sets RANK: start the run with tools/dist_train.sh'),
-    ('slurm', 'is given by srun, which sets SLURM_PROCID'),
-    ('mpi', 'is given by mpirun, which sets OMPI_COMM_WORLD_LOCAL_RANK')])
+@pytest.mark.parametrize(
+    'launcher, message',
+    [
+        (
+            'pytorch',
+            'is given by torchrun, which sets RANK: start the run with tools/dist_train.sh',
+        ),
+        ('slurm', 'is given by srun, which sets SLURM_PROCID'),
+        ('mpi', 'is given by mpirun, which sets OMPI_COMM_WORLD_LOCAL_RANK'),
+    ],
+)
 def test_a_launcher_that_was_not_there(launcher, message, monkeypatch):
     for name in ('RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_LOCAL_RANK'):
         monkeypatch.delenv(name, raising=False)
@@ -106,14 +137,21 @@ def test_a_launcher_that_was_not_there(launcher, message, monkeypatch):
     check_launcher('pytorch')
 
 
-@pytest.mark.parametrize('options, message', [
-    (['--cfg-options', 'a'], "takes KEY=VALUE, got 'a'"),
-    (['--cfg-options', 'a.b=dict(c=1)'], 'takes no dict: name each key in it, as in a.b.KEY=VALUE'),
-    (['--cfg-options', 'a={"c": 1}'], 'takes no dict: name each key in it, as in a.KEY=VALUE'),
-    (['--shape', '0'], '--shape takes pixels, got 0'),
-    (['--shape', '32', '-5'], '--shape takes pixels, got -5'),
-    (['--interval', '0'], 'must be at least 1, got 0'),
-    (['--interval', 'x'], "invalid int value: 'x'")])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (['--cfg-options', 'a'], "takes KEY=VALUE, got 'a'"),
+        (
+            ['--cfg-options', 'a.b=dict(c=1)'],
+            'takes no dict: name each key in it, as in a.b.KEY=VALUE',
+        ),
+        (['--cfg-options', 'a={"c": 1}'], 'takes no dict: name each key in it, as in a.KEY=VALUE'),
+        (['--shape', '0'], '--shape takes pixels, got 0'),
+        (['--shape', '32', '-5'], '--shape takes pixels, got -5'),
+        (['--interval', '0'], 'must be at least 1, got 0'),
+        (['--interval', 'x'], "invalid int value: 'x'"),
+    ],
+)
 def test_wrong_options(options, message, capsys):
     parser = make_parser('')
     add_config(parser)
@@ -123,10 +161,13 @@ def test_wrong_options(options, message, capsys):
         parser.parse_args(['config.py', *options])
     assert message in capsys.readouterr().err
     assert parser.parse_args(['a.py', '--interval', '3']) == argparse.Namespace(
-        config='a.py', cfg_options=None, shape=None, interval=3)
+        config='a.py', cfg_options=None, shape=None, interval=3
+    )
 
 
 def test_channels_of_the_images():
-    error = RuntimeError('Given groups=1, weight of size [32, 3, 3, 3], expected input[2, 1, 48, '
-                         '48] to have 3 channels, but got 1 channels instead')
+    error = RuntimeError(
+        'Given groups=1, weight of size [32, 3, 3, 3], expected input[2, 1, 48, '
+        '48] to have 3 channels, but got 1 channels instead'
+    )
     assert 'the images have 1: set model.backbone.in_channels=1, with as many' in explain(error)

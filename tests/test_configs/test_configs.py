@@ -1,4 +1,5 @@
 """Every config under configs/: it loads, says what the recipe says, builds, trains and predicts."""
+
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from mmhcnet.models.backbones.hcnet import ARCHS as HCNET_ARCHS
 from mmhcnet.models.backbones.vheat import ARCHS as VHEAT_ARCHS
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-LEAVES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob('*.py')
-                if '_base_' not in p.parts)
+LEAVES = sorted(
+    p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob('*.py') if '_base_' not in p.parts
+)
 PAPER = [name for name in LEAVES if 'digits' not in name]
 OURS = [name for name in LEAVES if 'hcnet' in name or 'vheat' in name]
 # An ablation differs from its base in one setting of the backbone; T's are run, B's only built.
@@ -27,8 +29,11 @@ FAMILIES = dict(hcnet=HCNET_ARCHS, vheat=VHEAT_ARCHS)
 
 
 def named(folder, pattern):
-    return [(f'{folder}/{pattern.format(family, size)}', family, size)
-            for family in FAMILIES for size in SIZES]
+    return [
+        (f'{folder}/{pattern.format(family, size)}', family, size)
+        for family in FAMILIES
+        for size in SIZES
+    ]
 
 
 def with_one_block_a_stage(cfg, embed_dims=None):
@@ -39,8 +44,7 @@ def with_one_block_a_stage(cfg, embed_dims=None):
     arch = backbone.arch
     if not isinstance(arch, dict):
         arch = FAMILIES[backbone.type.split('.')[1].lower()][arch]
-    backbone.arch = dict(arch, depths=[1, 1, 1, 1],
-                         embed_dims=embed_dims or arch['embed_dims'])
+    backbone.arch = dict(arch, depths=[1, 1, 1, 1], embed_dims=embed_dims or arch['embed_dims'])
 
 
 @pytest.fixture(scope='module')
@@ -77,8 +81,11 @@ def test_there_are_configs_for_all_three_tasks():
         expected |= {f'classification/{f}_{s}_in1k.py' for s in SIZES}
         expected |= {f'detection/mask_rcnn_{f}_{s}_{x}.py' for s in SIZES for x in ('1x', '3x')}
         expected |= {f'segmentation/upernet_{f}_{s}_160k_ade20k.py' for s in SIZES}
-        expected |= {f'classification/{f}_digits.py', f'detection/mask_rcnn_{f}_digits.py',
-                     f'segmentation/upernet_{f}_digits.py'}
+        expected |= {
+            f'classification/{f}_digits.py',
+            f'detection/mask_rcnn_{f}_digits.py',
+            f'segmentation/upernet_{f}_digits.py',
+        }
     assert expected <= set(LEAVES)
 
 
@@ -112,13 +119,16 @@ def test_imagenet_recipe(name, family, size):
     cfg = load(name)
     backbone, optimizer = cfg.model.backbone, cfg.optim_wrapper.optimizer
     assert backbone.arch == SIZES[size]
-    assert backbone.drop_path_rate == dict(
-        hcnet=dict(t=0.2, s=0.3, b=0.5), vheat=dict(t=0.1, s=0.3, b=0.5))[family][size]
+    assert (
+        backbone.drop_path_rate
+        == dict(hcnet=dict(t=0.2, s=0.3, b=0.5), vheat=dict(t=0.1, s=0.3, b=0.5))[family][size]
+    )
     batch, decay = dict(hcnet=(256, 0.05), vheat=(1024, 0.08))[family]
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-3, decay)
     assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == batch
     assert [h.type for h in cfg.get('custom_hooks') or []] == (
-        ['EMAHook'] if family == 'vheat' else [])
+        ['EMAHook'] if family == 'vheat' else []
+    )
     if family == 'vheat':
         assert optimizer.lr == pytest.approx(5e-4 * batch / 512)
     assert cfg.optim_wrapper.clip_grad.max_norm == 5.0
@@ -134,7 +144,9 @@ def test_imagenet_recipe(name, family, size):
     assert (rand_augment['magnitude_level'], rand_augment['magnitude_std']) == (9, 0.5)
     assert steps['RandomErasing']['erase_prob'] == 0.25
     assert [(a.type, a.alpha) for a in cfg.model.train_cfg.augments] == [
-        ('Mixup', 0.8), ('CutMix', 1.0)]
+        ('Mixup', 0.8),
+        ('CutMix', 1.0),
+    ]
     assert cfg.model.head.loss.label_smooth_val == 0.1
     steps = {t['type']: t for t in cfg.val_dataloader.dataset.pipeline}
     assert (steps['ResizeEdge']['scale'], steps['ResizeEdge']['edge']) == (256, 'short')
@@ -143,16 +155,25 @@ def test_imagenet_recipe(name, family, size):
 
 
 @pytest.mark.parametrize('size', 'tb')
-@pytest.mark.parametrize('setting, change', [
-    ('k0.1', dict(k=0.1)), ('k1.0', dict(k=1.0)), ('k3.0', dict(k=3.0)),
-    ('k-learnable', dict(k='learnable')), ('no-filter', dict(with_filter=False))])
+@pytest.mark.parametrize(
+    'setting, change',
+    [
+        ('k0.1', dict(k=0.1)),
+        ('k1.0', dict(k=1.0)),
+        ('k3.0', dict(k=3.0)),
+        ('k-learnable', dict(k='learnable')),
+        ('no-filter', dict(with_filter=False)),
+    ],
+)
 def test_ablations_of_tables_5_and_6_change_one_thing(size, setting, change):
     plain = load(f'classification/hcnet_{size}_in1k.py')
     ablation = load(f'classification/ablations/hcnet_{size}_{setting}_in1k.py')
     if setting == 'no-filter':
         with torch.device('meta'):
-            counts = [sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters())
-                      for cfg in (plain, ablation)]
+            counts = [
+                sum(p.numel() for p in MODELS.build(cfg.model.backbone).parameters())
+                for cfg in (plain, ablation)
+            ]
         assert counts[1] == pytest.approx(counts[0], rel=1e-3)
     plain.model.backbone.update(change)
     assert ablation.to_dict() == plain.to_dict()
@@ -180,17 +201,23 @@ def test_coco_recipe(size, family, length, epochs, milestones):
         plain, cropped = [t for t in pipeline if t.type == 'RandomChoice'][0].transforms
         assert [s[0] for s in plain[0].scales] == list(range(480, 801, 32))
         assert [t.type for t in cropped] == [
-            'RandomChoiceResize', 'RandomCrop', 'RandomChoiceResize']
+            'RandomChoiceResize',
+            'RandomCrop',
+            'RandomChoiceResize',
+        ]
 
 
-@pytest.mark.parametrize('name, family, size',
-                         named('segmentation', 'upernet_{}_{}_160k_ade20k.py'))
+@pytest.mark.parametrize(
+    'name, family, size', named('segmentation', 'upernet_{}_{}_160k_ade20k.py')
+)
 def test_ade20k_recipe(name, family, size):
     cfg = load(name)
     optimizer = cfg.optim_wrapper.optimizer
     rates = dict(hcnet=dict(t=0.3, s=0.3, b=0.3), vheat=dict(t=0.3, s=0.4, b=0.5))[family]
     assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == (
-        SIZES[size], rates[size])
+        SIZES[size],
+        rates[size],
+    )
     assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 6e-5, 0.01)
     warmup, poly = cfg.param_scheduler
     assert (warmup.end, poly.type, poly.begin, poly.end) == (1500, 'PolyLR', 1500, 160000)
@@ -202,7 +229,7 @@ def test_ade20k_recipe(name, family, size):
     assert (head.type, head.in_index, head.loss_decode.loss_weight) == ('FCNHead', 2, 0.4)
     scales, flips = cfg.tta_pipeline[1].transforms[:2]
     assert [t.scale_factor for t in scales] == [0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
-    assert [t.prob for t in flips] == [0., 1.]
+    assert [t.prob for t in flips] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize('name', OURS)
@@ -214,14 +241,18 @@ def test_what_weight_decay_applies_to(name, k):
         cfg.model.backbone.k = k
     backbone = MODELS.build(cfg.model.backbone)
     wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
-    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
-             for p in group['params']}
+    decay = {
+        id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
+    }
     seen = set()
     for module_name, module in backbone.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             full = f'{module_name}.{leaf}'
-            free = isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)) or full.endswith(
-                ('conduction.w', 'conduction.k', 'gamma1', 'gamma2')) or 'freq_embed' in full
+            free = (
+                isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm))
+                or full.endswith(('conduction.w', 'conduction.k', 'gamma1', 'gamma2'))
+                or 'freq_embed' in full
+            )
             if leaf == 'bias' and cfg.default_scope == 'mmpretrain' and name in PAPER:
                 free = True
             seen.add(leaf)
@@ -239,8 +270,9 @@ def test_no_weight_decay_on_the_embedding_of_a_plug_in():
     cfg = load('detection/mask_rcnn_r50_hco_1x.py')
     backbone = MODELS.build(cfg.model.backbone)
     wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
-    decay = {id(p): group['weight_decay'] for group in wrapper.param_groups
-             for p in group['params']}
+    decay = {
+        id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
+    }
     own = {n: p for n, p in backbone.named_parameters() if 'heat_conduction_operator' in n}
     assert len([n for n in own if 'freq_embed' in n]) == 9
     for name, parameter in own.items():
@@ -276,9 +308,13 @@ def test_trains_one_step_and_predicts(name, digits):
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in cfg.model:
         cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
     # The digits' own pipelines: small images, to which every model must be able to reduce.
-    small = load({'mmpretrain': 'classification/hcnet_digits.py',
-                  'mmdet': 'detection/mask_rcnn_hcnet_digits.py',
-                  'mmseg': 'segmentation/upernet_hcnet_digits.py'}[cfg.default_scope])
+    small = load(
+        {
+            'mmpretrain': 'classification/hcnet_digits.py',
+            'mmdet': 'detection/mask_rcnn_hcnet_digits.py',
+            'mmseg': 'segmentation/upernet_hcnet_digits.py',
+        }[cfg.default_scope]
+    )
     point_to(small, digits)
     if cfg.default_scope == 'mmseg':
         cfg.model.data_preprocessor.size = (128, 128)
@@ -302,7 +338,7 @@ def test_trains_one_step_and_predicts(name, digits):
     assert len(results) == 2
     for result in results:
         if cfg.default_scope == 'mmpretrain':
-            assert result.pred_score.shape == (cfg.model.head.num_classes, )
+            assert result.pred_score.shape == (cfg.model.head.num_classes,)
         elif cfg.default_scope == 'mmdet':
             found = result.pred_instances
             assert found.masks.shape == (len(found.bboxes), 128, 128)

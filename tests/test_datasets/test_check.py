@@ -1,5 +1,6 @@
 """The check of a user's data and what training says before its first iteration, on situations that
 people have reported; each is one of its kind."""
+
 import json
 import logging
 import random
@@ -51,8 +52,11 @@ def config(data, tmp_path):
     """A loaded config of a task: config(task, lines that change it, options)."""
 
     def make(task, more='', **options):
-        cfg = load_config(str(write_config(tmp_path / 'mine.py', task, data, more)), options,
-                          str(tmp_path / 'work'))
+        cfg = load_config(
+            str(write_config(tmp_path / 'mine.py', task, data, more)),
+            options,
+            str(tmp_path / 'work'),
+        )
         import_task(cfg.default_scope)
         init_default_scope(cfg.default_scope)
         return cfg
@@ -98,8 +102,10 @@ def images(data, task='det'):
 
 def both(setting):
     """Lines that change the data sets of training and validation."""
-    return (f'train_dataloader = dict(dataset=dict({setting}))\n'
-            f'val_dataloader = dict(dataset=dict({setting}))\ntest_dataloader = val_dataloader\n')
+    return (
+        f'train_dataloader = dict(dataset=dict({setting}))\n'
+        f'val_dataloader = dict(dataset=dict({setting}))\ntest_dataloader = val_dataloader\n'
+    )
 
 
 def label_maps(data, change):
@@ -111,17 +117,23 @@ ORDER = both("metainfo=dict(classes=('blue', 'green', 'red'))")
 UPPER = both("metainfo=dict(_delete_=True, CLASSES=('red', 'green', 'blue'))")
 CAPITALS = both("metainfo=dict(classes=('Red', 'Green', 'Blue'))")
 FILTER = "train_dataloader = dict(dataset=dict(filter_cfg=dict(filter_empty_gt=True, min_size=32)))"
-TWO = both("metainfo=dict(classes=('background', 'thing'), palette=[[0, 0, 0], [255, 0, 0]])") + '''
+TWO = (
+    both("metainfo=dict(classes=('background', 'thing'), palette=[[0, 0, 0], [255, 0, 0]])")
+    + '''
 loss2 = dict(class_weight=[1., 1.])
 model = dict(decode_head=dict(num_classes=2, loss_decode=loss2),
              auxiliary_head=dict(num_classes=2, loss_decode=loss2))
 '''
-IGNORE_254 = both('ignore_index=254') + '''
+)
+IGNORE_254 = (
+    both('ignore_index=254')
+    + '''
 model = dict(data_preprocessor=dict(seg_pad_val=254), decode_head=dict(ignore_index=254),
              auxiliary_head=dict(ignore_index=254))
 val_evaluator = dict(ignore_index=254)
 test_evaluator = val_evaluator
 '''
+)
 REPEATED = '''
 one = {{_base_.train_dataloader.dataset}}
 train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=3, dataset=%s))
@@ -163,21 +175,26 @@ def crowds(data):
         counts = [x * SIDE + y] + [h, SIDE - h] * (w - 1) + [h, SIDE * SIDE]
         counts[-1] -= sum(counts[:-1])
         annotation.update(iscrowd=1, segmentation=dict(size=[SIDE, SIDE], counts=counts))
+
     of_all(data, change)
 
 
 def second_red(data):
     for split in ('train', 'val'):
+
         def change(content):
             content['categories'].append(dict(id=91, name='red'))
             content['annotations'][0]['category_id'] = 91
+
         edit(data / f'det/{split}.json', change)
 
 
 def no_sizes(data):
     for split in ('train', 'val'):
-        edit(data / f'det/{split}.json', lambda c: [
-            (image.pop('width'), image.pop('height')) for image in c['images']])
+        edit(
+            data / f'det/{split}.json',
+            lambda c: [(image.pop('width'), image.pop('height')) for image in c['images']],
+        )
 
 
 def stored_lying(data):
@@ -189,6 +206,7 @@ def stored_lying(data):
         Image.fromarray(image).save(path.with_suffix('.jpg'), exif=exif)
         path.unlink()
     for split in ('train', 'val'):
+
         def change(content):
             for image in content['images']:
                 image.update(width=100, file_name=image['file_name'].replace('png', 'jpg'))
@@ -196,6 +214,7 @@ def stored_lying(data):
                 x, y, w, h = annotation['bbox']
                 annotation['bbox'] = [x, y, max(2, min(w, 100 - x)), h]
                 annotation['segmentation'] = outline(annotation['bbox'])
+
         edit(data / f'det/{split}.json', change)
 
 
@@ -203,6 +222,7 @@ def turned_upright(data):
     """The same photos; the annotations are of what a person sees, turned clockwise."""
     stored_lying(data)
     for split in ('train', 'val'):
+
         def change(content):
             for image in content['images']:
                 image.update(width=SIDE, height=100)
@@ -210,6 +230,7 @@ def turned_upright(data):
                 x, y, w, h = annotation['bbox']
                 annotation['bbox'] = [SIDE - y - h, x, h, w]
                 annotation['segmentation'] = outline(annotation['bbox'])
+
         edit(data / f'det/{split}.json', change)
 
 
@@ -220,9 +241,13 @@ def films(data):
         jpeg.write_bytes(jpeg.read_bytes() + bytes(200_000))
         path.unlink()
     for split in ('train', 'val'):
-        edit(data / f'det/{split}.json', lambda c: [
-            image.update(file_name=image['file_name'].replace('png', 'jpg'))
-            for image in c['images']])
+        edit(
+            data / f'det/{split}.json',
+            lambda c: [
+                image.update(file_name=image['file_name'].replace('png', 'jpg'))
+                for image in c['images']
+            ],
+        )
 
 
 def nothing(data):
@@ -231,125 +256,259 @@ def nothing(data):
 
 def first_annotation(**changes):
     """Change the first annotation of the training's file."""
-    return lambda data: edit(data / 'det/train.json',
-                             lambda content: content['annotations'][0].update(changes))
+    return lambda data: edit(
+        data / 'det/train.json', lambda content: content['annotations'][0].update(changes)
+    )
 
 
 # task, what is done to the data, lines of the config, what the check says, and what training says
 # before its first iteration (None: it trains).
 WRONG = {
     'order of the classes': (
-        'det', nothing, ORDER, "'red' is called 'blue'", r"train\.json.*metainfo\.classes to "
-        r"\('red', 'green', 'blue'\)"),
+        'det',
+        nothing,
+        ORDER,
+        "'red' is called 'blue'",
+        r"train\.json.*metainfo\.classes to "
+        r"\('red', 'green', 'blue'\)",
+    ),
     'a category under two ids': (
-        'det', second_red, '', "'red' stands under the ids 3 and 91", 'ids 3 and 91'),
+        'det',
+        second_red,
+        '',
+        "'red' stands under the ids 3 and 91",
+        'ids 3 and 91',
+    ),
     'crowds only': ('det', crowds, '', '24 of 24 are crowds', '24 of 24 are crowds'),
     'no iscrowd': (
-        'det', lambda data: of_all(data, lambda a: a.pop('iscrowd')), '',
+        'det',
+        lambda data: of_all(data, lambda a: a.pop('iscrowd')),
+        '',
         "val.json: annotations[0]: has no iscrowd, which the metric (COCO's evaluation) reads",
-        r'val\.json: annotations\[0\]: has no iscrowd'),
+        r'val\.json: annotations\[0\]: has no iscrowd',
+    ),
     'no area': (
-        'det', lambda data: of_all(data, lambda a: a.pop('area')), '',
-        'train.json: annotations[0]: has no area', r'train\.json: annotations\[0\]: has no area'),
+        'det',
+        lambda data: of_all(data, lambda a: a.pop('area')),
+        '',
+        'train.json: annotations[0]: has no area',
+        r'train\.json: annotations\[0\]: has no area',
+    ),
     'no segmentation': (
-        'det', lambda data: of_all(data, lambda a: a.pop('segmentation')), '',
-        'annotation 1: has no segmentation', r'train\.json: no annotation has a segmentation'),
+        'det',
+        lambda data: of_all(data, lambda a: a.pop('segmentation')),
+        '',
+        'annotation 1: has no segmentation',
+        r'train\.json: no annotation has a segmentation',
+    ),
     'no width and height': (
-        'det', no_sizes, '', 'images[0]: has no width and no height',
-        r'train\.json: images\[0\]: has no width and no height'),
+        'det',
+        no_sizes,
+        '',
+        'images[0]: has no width and no height',
+        r'train\.json: images\[0\]: has no width and no height',
+    ),
     'a width that is no number': (
-        'det', lambda data: edit(data / 'det/train.json', lambda c: c['images'][1].update(
-            width='128', height=None)), '',
+        'det',
+        lambda data: edit(
+            data / 'det/train.json', lambda c: c['images'][1].update(width='128', height=None)
+        ),
+        '',
         "train.json: images[1]: its width is '128', which is no number: write the size",
-        r"train\.json: images\[1\]: its width is '128', which is no number"),
+        r"train\.json: images\[1\]: its width is '128', which is no number",
+    ),
     'CLASSES': (
-        'det', nothing, UPPER,
+        'det',
+        nothing,
+        UPPER,
         "none of its categories ('red', 'green', 'blue') is among the classes ('person'",
         r"train\.json: none of its categories \('red', 'green', 'blue'\).*CLASSES, which is not "
-        'read'),
+        'read',
+    ),
     'other capitals': (
-        'det', nothing, CAPITALS,
+        'det',
+        nothing,
+        CAPITALS,
         "none of its categories ('red', 'green', 'blue') is among the classes ('Red'",
-        r"none of its categories \('red', 'green', 'blue'\).*\('Red', 'Green', 'Blue'\)"),
+        r"none of its categories \('red', 'green', 'blue'\).*\('Red', 'Green', 'Blue'\)",
+    ),
     'other capitals, filtered': (
-        'det', nothing, CAPITALS + FILTER, 'none of its categories', 'none of its categories'),
+        'det',
+        nothing,
+        CAPITALS + FILTER,
+        'none of its categories',
+        'none of its categories',
+    ),
     'fractions of the image': (
-        'det', lambda data: of_all(data, lambda a: a.update(
-            bbox=[v / SIDE for v in a['bbox']])), '', 'not fractions of the image',
-        'of its 24 annotations none is left to learn'),
+        'det',
+        lambda data: of_all(data, lambda a: a.update(bbox=[v / SIDE for v in a['bbox']])),
+        '',
+        'not fractions of the image',
+        'of its 24 annotations none is left to learn',
+    ),
     # pycocotools ends the process on this one; a training refuses the file when it reads it.
     'a polygon far from its image': (
-        'det', first_annotation(segmentation=[[0, 0, 1e10, 0, 1e10, 1e10]]), '',
-        'segmentation has the coordinate 10000000000.0, in ', None),
-    'a box of 1e300': ('det', first_annotation(bbox=[0, 0, 1e300, 9]), '',
-                       'bbox has the coordinate 1e+300, in ', None),
-    'an infinite box': ('det', first_annotation(bbox=[0, 0, float('inf'), 9]), '',
-                        'bbox has the coordinate inf, in ', None),
-    'stored size of a photo that is turned': (
-        'det', stored_lying, '', 'EXIF orientation 6', None),
+        'det',
+        first_annotation(segmentation=[[0, 0, 1e10, 0, 1e10, 1e10]]),
+        '',
+        'segmentation has the coordinate 10000000000.0, in ',
+        None,
+    ),
+    'a box of 1e300': (
+        'det',
+        first_annotation(bbox=[0, 0, 1e300, 9]),
+        '',
+        'bbox has the coordinate 1e+300, in ',
+        None,
+    ),
+    'an infinite box': (
+        'det',
+        first_annotation(bbox=[0, 0, float('inf'), 9]),
+        '',
+        'bbox has the coordinate inf, in ',
+        None,
+    ),
+    'stored size of a photo that is turned': ('det', stored_lying, '', 'EXIF orientation 6', None),
     'label maps of 0 and 255': (
-        'seg', lambda data: label_maps(data, lambda a: (255 * (a > 0)).astype(np.uint8)), TWO,
-        "class 1 ('thing') is in no label map", "class 1 .'thing'. is in no label map"),
+        'seg',
+        lambda data: label_maps(data, lambda a: (255 * (a > 0)).astype(np.uint8)),
+        TWO,
+        "class 1 ('thing') is in no label map",
+        "class 1 .'thing'. is in no label map",
+    ),
     'label maps of colours': (
-        'seg', lambda data: label_maps(data, lambda a: np.stack([a] * 3, 2)), '',
-        'has 3 channels', r'annotations/training/0\.png: has 3 channels'),
+        'seg',
+        lambda data: label_maps(data, lambda a: np.stack([a] * 3, 2)),
+        '',
+        'has 3 channels',
+        r'annotations/training/0\.png: has 3 channels',
+    ),
     'everything is ignored': (
-        'seg', lambda data: label_maps(data, lambda a: np.full_like(a, 255)), '',
-        'every pixel of 8 label maps is ignored', 'every pixel of 4 label maps is ignored'),
+        'seg',
+        lambda data: label_maps(data, lambda a: np.full_like(a, 255)),
+        '',
+        'every pixel of 8 label maps is ignored',
+        'every pixel of 4 label maps is ignored',
+    ),
     'ids of 16 bits': (
-        'seg', lambda data: label_maps(data, lambda a: a.astype(np.uint16) + 256), '',
-        'and mmseg keeps 8 bits', 'and mmseg keeps 8 bits'),
+        'seg',
+        lambda data: label_maps(data, lambda a: a.astype(np.uint16) + 256),
+        '',
+        'and mmseg keeps 8 bits',
+        'and mmseg keeps 8 bits',
+    ),
     'epochs of an endless sampler': (
-        'seg', nothing, EPOCHS, 'train_dataloader.sampler: is an InfiniteSampler',
-        r'train_dataloader\.sampler: is an InfiniteSampler'),
+        'seg',
+        nothing,
+        EPOCHS,
+        'train_dataloader.sampler: is an InfiniteSampler',
+        r'train_dataloader\.sampler: is an InfiniteSampler',
+    ),
     'heads that ignore another id': (
-        'seg', nothing, both('ignore_index=254'),
+        'seg',
+        nothing,
+        both('ignore_index=254'),
         'model.decode_head.ignore_index: is 255, and train_dataloader.dataset.ignore_index is 254',
-        r'model\.decode_head\.ignore_index'),
+        r'model\.decode_head\.ignore_index',
+    ),
     'class weights': (
-        'seg', nothing, 'model = dict(decode_head=dict(loss_decode=dict(class_weight=[1., 1.])))',
+        'seg',
+        nothing,
+        'model = dict(decode_head=dict(loss_decode=dict(class_weight=[1., 1.])))',
         'model.decode_head.loss_decode.class_weight: has 2 numbers, and the head 4 outputs',
-        'class_weight: has 2 numbers'),
+        'class_weight: has 2 numbers',
+    ),
     'save_best': (
-        'seg', nothing, "default_hooks = dict(checkpoint=dict(save_best='mAP'))",
+        'seg',
+        nothing,
+        "default_hooks = dict(checkpoint=dict(save_best='mAP'))",
         "default_hooks.checkpoint.save_best: is 'mAP', and the evaluators report 'aAcc', 'mIoU'",
-        "save_best: is 'mAP'"),
+        "save_best: is 'mAP'",
+    ),
     'save_best of detection': (
-        'det', nothing, "default_hooks = dict(checkpoint=dict(save_best='mIoU'))",
+        'det',
+        nothing,
+        "default_hooks = dict(checkpoint=dict(save_best='mIoU'))",
         "save_best: is 'mIoU', and the evaluators report 'coco/bbox_mAP'",
-        "save_best: is 'mIoU', and the evaluators report 'coco/bbox_mAP'"),
+        "save_best: is 'mIoU', and the evaluators report 'coco/bbox_mAP'",
+    ),
     'save_best of classification': (
-        'cls', nothing, "default_hooks = dict(checkpoint=dict(save_best=['accuracy/top9']))",
+        'cls',
+        nothing,
+        "default_hooks = dict(checkpoint=dict(save_best=['accuracy/top9']))",
         "save_best: is 'accuracy/top9', and the evaluators report 'accuracy/top1'",
-        "is 'accuracy/top9', and the evaluators report 'accuracy/top1': set it to one of them"),
+        "is 'accuracy/top9', and the evaluators report 'accuracy/top1': set it to one of them",
+    ),
     'a string of classes': (
-        'seg', nothing, both("metainfo=dict(_delete_=True, classes='thing')"),
-        "is the string 'thing'", r"write it as a tuple, \('thing', \)"),
+        'seg',
+        nothing,
+        both("metainfo=dict(_delete_=True, classes='thing')"),
+        "is the string 'thing'",
+        r"write it as a tuple, \('thing', \)",
+    ),
     'ImageNet with three folders': (
-        'in1k', nothing, '', "cls/train: 3 class folders, and the config has 1000 classes: "
-        "train_dataloader.dataset.type='ImageNet'", "set it to 'CustomDataset'"),
+        'in1k',
+        nothing,
+        '',
+        "cls/train: 3 class folders, and the config has 1000 classes: "
+        "train_dataloader.dataset.type='ImageNet'",
+        "set it to 'CustomDataset'",
+    ),
     'Mixup of 1000 classes': (
-        'in1k', nothing, CUSTOM, 'data_preprocessor.num_classes: is 1000', 'is 1000, and the data'),
+        'in1k',
+        nothing,
+        CUSTOM,
+        'data_preprocessor.num_classes: is 1000',
+        'is 1000, and the data',
+    ),
     'top-5 of three classes': (
-        'in1k', nothing, CUSTOM + 'data_preprocessor = dict(num_classes=3)',
-        'val_evaluator.topk: is (1, 5), and there are 3 classes', r'val_evaluator\.topk'),
+        'in1k',
+        nothing,
+        CUSTOM + 'data_preprocessor = dict(num_classes=3)',
+        'val_evaluator.topk: is (1, 5), and there are 3 classes',
+        r'val_evaluator\.topk',
+    ),
     'images below the least size': (
-        'cls', nothing, both("pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', "
-                             "scale=24), dict(type='PackInputs')]"),
-        'makes images of 24 pixels, and mmhcnet.HcNet needs 32', 'images of 24 pixels'),
+        'cls',
+        nothing,
+        both(
+            "pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', "
+            "scale=24), dict(type='PackInputs')]"
+        ),
+        'makes images of 24 pixels, and mmhcnet.HcNet needs 32',
+        'images of 24 pixels',
+    ),
     'grey images for three channels': (
-        'cls', nothing, both("pipeline=[dict(type='LoadImageFromFile', color_type='grayscale'), "
-                             "dict(type='Resize', scale=48), dict(type='PackInputs')]"),
-        'is loaded with 1 channels, and model.backbone.in_channels is 3', None),
+        'cls',
+        nothing,
+        both(
+            "pipeline=[dict(type='LoadImageFromFile', color_type='grayscale'), "
+            "dict(type='Resize', scale=48), dict(type='PackInputs')]"
+        ),
+        'is loaded with 1 channels, and model.backbone.in_channels is 3',
+        None,
+    ),
     'folders that differ': (
-        'cls', lambda data: (data / 'cls/val/blue').rename(data / 'cls/val/azure'), '',
-        "class 0 is 'azure', and 'blue' in train_dataloader.dataset", "class 0 is 'azure'"),
+        'cls',
+        lambda data: (data / 'cls/val/blue').rename(data / 'cls/val/azure'),
+        '',
+        "class 0 is 'azure', and 'blue' in train_dataloader.dataset",
+        "class 0 is 'azure'",
+    ),
     'order of the folders': (
-        'cls', nothing, both("metainfo=dict(classes=('red', 'green', 'blue'))"),
-        "'blue' is called 'red'", "'blue' is called 'red'"),
+        'cls',
+        nothing,
+        both("metainfo=dict(classes=('red', 'green', 'blue'))"),
+        "'blue' is called 'red'",
+        "'blue' is called 'red'",
+    ),
     'repeated names': (
-        'cls', nothing, both("metainfo=dict(classes=('red', 'red', 'blue'))"),
-        "has 'red' more than once", "has 'red' more than once"),
+        'cls',
+        nothing,
+        both("metainfo=dict(classes=('red', 'red', 'blue'))"),
+        "has 'red' more than once",
+        "has 'red' more than once",
+    ),
 }
 
 
@@ -360,8 +519,9 @@ def test_what_makes_no_sense(situation, check, config, data, tmp_path):
     more = more.replace('DATA', str(data))
     code, said = check(task, more)
     assert code == 1 and said.splitlines()[-1].startswith('to be fixed: ')
-    assert any(line.startswith('  ERROR ') and said_by_check in line for line in said.splitlines()
-               ), said
+    assert any(
+        line.startswith('  ERROR ') and said_by_check in line for line in said.splitlines()
+    ), said
     cfg = config(task, more)
     if said_by_training is None:
         stop_at_errors(cfg, ['train', 'val'])
@@ -373,34 +533,57 @@ def test_what_makes_no_sense(situation, check, config, data, tmp_path):
 
 # The same with a wrapper around the data set, where the attribute or the file is inside.
 RIGHT = {
-    'cls': ('cls', nothing, ''), 'det': ('det', nothing, ''), 'seg': ('seg', nothing, ''),
+    'cls': ('cls', nothing, ''),
+    'det': ('det', nothing, ''),
+    'seg': ('seg', nothing, ''),
     'films after photos': ('det', films, ''),
     'photos that are turned': ('det', turned_upright, ''),
     'another ignored id': (
-        'seg', lambda data: label_maps(data, lambda a: np.where(a == 2, 254, a).astype(np.uint8)),
-        IGNORE_254),
+        'seg',
+        lambda data: label_maps(data, lambda a: np.where(a == 2, 254, a).astype(np.uint8)),
+        IGNORE_254,
+    ),
     'another ignored id, repeated': (
-        'seg', lambda data: label_maps(data, lambda a: np.where(a == 2, 254, a).astype(np.uint8)),
-        IGNORE_254 + INNER_254),
+        'seg',
+        lambda data: label_maps(data, lambda a: np.where(a == 2, 254, a).astype(np.uint8)),
+        IGNORE_254 + INNER_254,
+    ),
     'a test without labels': ('seg', nothing, UNLABELLED),
-    'two metrics': ('seg', nothing, "test_evaluator = [dict(type='IoUMetric', iou_metrics=["
-                    "'mIoU', 'mFscore'])]"),
-    'two classes': (
-        'seg', lambda data: label_maps(data, lambda a: (a > 0).astype(np.uint8)), TWO),
-    'a folder twice': ('cls', nothing, '''
+    'two metrics': (
+        'seg',
+        nothing,
+        "test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore'])]",
+    ),
+    'two classes': ('seg', lambda data: label_maps(data, lambda a: (a > 0).astype(np.uint8)), TWO),
+    'a folder twice': (
+        'cls',
+        nothing,
+        '''
 one = {{_base_.train_dataloader.dataset}}
 train_dataloader = dict(dataset=dict(_delete_=True, type='RepeatDataset', times=2, dataset=dict(
     type='ConcatDataset', datasets=[one, one])))
-'''),
-    'folds': ('cls', nothing, '''
+''',
+    ),
+    'folds': (
+        'cls',
+        nothing,
+        '''
 one = {{_base_.train_dataloader.dataset}}
 train_dataloader = dict(dataset=dict(_delete_=True, type='KFoldDataset', num_splits=3, dataset=one))
-'''),
-    'grey images': ('cls', nothing, '''
+''',
+    ),
+    'grey images': (
+        'cls',
+        nothing,
+        '''
 model = dict(backbone=dict(in_channels=1))
 data_preprocessor = dict(mean=[127.5], std=[60.], to_rgb=False)
-''' + both("pipeline=[dict(type='LoadImageFromFile', color_type='grayscale'), "
-           "dict(type='Resize', scale=48), dict(type='PackInputs')]")),
+'''
+        + both(
+            "pipeline=[dict(type='LoadImageFromFile', color_type='grayscale'), "
+            "dict(type='Resize', scale=48), dict(type='PackInputs')]"
+        ),
+    ),
 }
 
 
@@ -421,8 +604,11 @@ def test_what_is_right(situation, check, config, data):
 
 def test_all_three_at_once(check):
     _, said = check('in1k')
-    for part in ("type='ImageNet'", 'data_preprocessor.num_classes: is 1000',
-                 'val_evaluator.topk: is (1, 5)'):
+    for part in (
+        "type='ImageNet'",
+        'data_preprocessor.num_classes: is 1000',
+        'val_evaluator.topk: is (1, 5)',
+    ):
         assert part in said
 
 
@@ -431,8 +617,10 @@ def test_boxes_without_width_in_a_wrapper(check, data):
     for more in ('', REPEATED % 'one'):
         code, said = check('det', more)
         assert code == 0
-        assert any(line.startswith('  WARNING ') and 'annotation 1: bbox' in line
-                   for line in said.splitlines())
+        assert any(
+            line.startswith('  WARNING ') and 'annotation 1: bbox' in line
+            for line in said.splitlines()
+        )
 
 
 def bomb(side):
@@ -442,15 +630,21 @@ def bomb(side):
         body = name + content
         return struct.pack('>I', len(content)) + body + struct.pack('>I', zlib.crc32(body))
 
-    return (b'\x89PNG\r\n\x1a\n'
-            + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
-            + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b''))
+    return (
+        b'\x89PNG\r\n\x1a\n'
+        + chunk(b'IHDR', struct.pack('>IIBBBBB', side, side, 8, 2, 0, 0, 0))
+        + chunk(b'IDAT', zlib.compress(bytes(1000)))
+        + chunk(b'IEND', b'')
+    )
 
 
 @pytest.mark.parametrize('task', ['cls', 'det', 'seg'])
 def test_the_check_goes_on_after_a_bomb(task, check, data):
-    first, second, *_ = [path for path in images(data, task)
-                         if 'train' in str(path) and 'annotations' not in str(path)]
+    first, second, *_ = [
+        path
+        for path in images(data, task)
+        if 'train' in str(path) and 'annotations' not in str(path)
+    ]
     first.write_bytes(bomb(60000))
     second.write_bytes(b'')
     code, said = check(task, '', '--full')
@@ -464,11 +658,12 @@ def test_counts_of_each_class(check, data):
     code, said = check('det')
     expected = json.loads((data / 'det/train.json').read_text())['annotations']
     red = [a for a in expected if a['category_id'] == 3]
-    rows = {line.split()[0]: line.split()[1:] for line in said.splitlines()
-            if line.startswith('    ')}
+    rows = {
+        line.split()[0]: line.split()[1:] for line in said.splitlines() if line.startswith('    ')
+    }
     assert rows['class'] == ['objects', 'images', 'crowds', 'share']
-    train = said[:said.index('val: ')]
-    row, = [line.split() for line in train.splitlines() if line.split()[0] == 'red']
+    train = said[: said.index('val: ')]
+    (row,) = [line.split() for line in train.splitlines() if line.split()[0] == 'red']
     assert row[:4] == ['red', str(len(red)), str(len({a['image_id'] for a in red})), '0']
     assert "WARNING train_dataloader.dataset: 1 of 3 classes have no sample: 'blue'" in said
     assert code == 0
@@ -476,20 +671,27 @@ def test_counts_of_each_class(check, data):
 
 def test_counts_of_pixels(check, data):
     _, said = check('seg')
-    maps = [np.asarray(Image.open(path))
-            for path in sorted((data / 'seg/annotations/training').iterdir())]
-    train = said[:said.index('val: ')]
+    maps = [
+        np.asarray(Image.open(path))
+        for path in sorted((data / 'seg/annotations/training').iterdir())
+    ]
+    train = said[: said.index('val: ')]
     for i, name in enumerate(('background', 'red', 'green', 'blue')):
-        row, = [line.split() for line in train.splitlines() if line.split()[0] == name]
-        assert row[1:3] == [str(sum(int((a == i).sum()) for a in maps)),
-                            str(sum(bool((a == i).any()) for a in maps))]
+        (row,) = [line.split() for line in train.splitlines() if line.split()[0] == name]
+        assert row[1:3] == [
+            str(sum(int((a == i).sum()) for a in maps)),
+            str(sum(bool((a == i).any()) for a in maps)),
+        ]
 
 
 def test_what_is_not_known_is_not_called_complete(check):
-    code, said = check('cls', '''
+    code, said = check(
+        'cls',
+        '''
 custom_imports = dict(imports=['tests.test_datasets.unknown_data'])
 train_dataloader = dict(dataset=dict(_delete_=True, type='UnknownData'))
-''')
+''',
+    )
     assert code == 0, said
     assert 'not checked train_dataloader.dataset: is a UnknownData' in said
     assert 'the data is complete' not in said
@@ -505,8 +707,10 @@ def test_a_single_bad_file_does_not_stop_a_training(config, data):
 def test_warnings_are_logged_before_training(config, data, monkeypatch):
     edit(data / 'det/train.json', lambda c: c['categories'].append(dict(id=99, name='cyan')))
     logged = []
-    monkeypatch.setattr('mmhcnet.datasets.check.judge.print_log',
-                        lambda text, logger, level: logged.append((text, level)))
+    monkeypatch.setattr(
+        'mmhcnet.datasets.check.judge.print_log',
+        lambda text, logger, level: logged.append((text, level)),
+    )
     stop_at_errors(config('det'), ['train', 'val'])
     assert len(logged) == 1 and "as 'cyan'" in logged[0][0] and logged[0][1] == logging.WARNING
 
@@ -519,7 +723,6 @@ def test_images_of_another_storage_are_looked_for_there(check, data):
 
     @register_backend(name='mirror', force=True)
     class Mirror(LocalBackend):
-
         def get(self, filepath):
             return files[str(filepath)]
 
@@ -559,15 +762,24 @@ def test_nothing_of_the_data_is_changed(check, data):
 def test_what_absent_classes_mean(config, data):
     of_all(data, lambda a: a.update(category_id=3))
     lines = absent_classes(config('det'), ['train', 'val'])
-    assert lines[0] == ("train classes      2 of 3 occur in none of 8 samples: 'green', 'blue'; "
-                        'nothing is learned of them')
-    assert "val classes        2 of 3 occur in none of 3 samples: 'green', 'blue'; a mean over " \
+    assert lines[0] == (
+        "train classes      2 of 3 occur in none of 8 samples: 'green', 'blue'; "
+        'nothing is learned of them'
+    )
+    assert (
+        "val classes        2 of 3 occur in none of 3 samples: 'green', 'blue'; a mean over "
         'classes (mIoU, mAP) is that of the other 1' in lines
+    )
     label_maps(data, lambda a: np.where(a == 3, 255, a).astype(np.uint8))
     train, ignored, *_ = absent_classes(config('seg'), ['train', 'val'])
     assert train.startswith("train classes      1 of 4 occur in none of 8 samples: 'blue'")
-    pixels = np.concatenate([np.asarray(Image.open(path)).reshape(-1) for path in sorted(
-        (data / 'seg/annotations/training').iterdir())])
-    assert ignored.strip() == (f'{100 * (pixels == 255).mean():.1f} % of the pixels are ignored '
-                               '(ignore_index 255)')
+    pixels = np.concatenate(
+        [
+            np.asarray(Image.open(path)).reshape(-1)
+            for path in sorted((data / 'seg/annotations/training').iterdir())
+        ]
+    )
+    assert ignored.strip() == (
+        f'{100 * (pixels == 255).mean():.1f} % of the pixels are ignored (ignore_index 255)'
+    )
     assert absent_classes(config('cls'), ['train', 'val']) == []

@@ -60,11 +60,14 @@ def decode(rle):
 
 
 def snapshot(root):
-    return {path.relative_to(root): path.read_bytes() if path.is_file() else None
-            for path in sorted(root.rglob('*'))}
+    return {
+        path.relative_to(root): path.read_bytes() if path.is_file() else None
+        for path in sorted(root.rglob('*'))
+    }
 
 
 # the pure parts
+
 
 def test_source_digits():
     glyphs, labels = digits.load_glyphs()
@@ -82,7 +85,7 @@ def test_interpolate_reproduces_samples_and_parabolas():
     values = np.stack([at**2, 3 - at])
     np.testing.assert_array_equal(digits.interpolate(values, at[None]), values)
     between = np.array([[2.25, 4.5]])
-    expected = np.stack([between[0]**2, 3 - between[0]])
+    expected = np.stack([between[0] ** 2, 3 - between[0]])
     np.testing.assert_allclose(digits.interpolate(values, between), expected)
 
 
@@ -133,7 +136,7 @@ def test_digits_stand_out(scenes):
     for image, masks, _, _ in scenes:
         for mask in masks:
             top, left, height, width = digits._box(mask)
-            window = np.s_[top:top + height, left:left + width]
+            window = np.s_[top : top + height, left : left + width]
             inside, outside = image[window][mask[window]], image[window][~mask[window]]
             distance = np.abs(np.median(inside, axis=0) - np.median(outside, axis=0))
             assert distance.max() > 30
@@ -148,7 +151,7 @@ def test_instances(scenes):
         assert instance['image_id'] == 7 and instance['iscrowd'] == 0
         assert instance['area'] == mask.sum()
         x, y, width, height = instance['bbox']
-        inside = mask[y:y + height, x:x + width]
+        inside = mask[y : y + height, x : x + width]
         assert inside.sum() == mask.sum()
         assert inside[0].any() and inside[-1].any() and inside[:, 0].any() and inside[:, -1].any()
     json.dumps(instances)
@@ -163,8 +166,10 @@ def test_label_map(scenes):
         assert np.all(merged[mask] == label + 1)
 
 
-RLE_MASKS = [np.array(mask, dtype=bool) for mask in
-             ([[0, 1], [1, 1]], [[1, 0, 0], [0, 0, 1]], np.zeros((3, 2)), np.ones((2, 3)), [[1]])]
+RLE_MASKS = [
+    np.array(mask, dtype=bool)
+    for mask in ([[0, 1], [1, 1]], [[1, 0, 0], [0, 0, 1]], np.zeros((3, 2)), np.ones((2, 3)), [[1]])
+]
 
 
 def test_rle_is_column_major():
@@ -193,9 +198,11 @@ def test_no_room():
 
 # the written set
 
+
 def test_pixels_never_change(small):
     assert json.loads((small / 'digits.json').read_text()) == dict(
-        version=3, seed=0, images=[20, 10], scenes=[3, 2], sha256=SMALL_SHA256)
+        version=3, seed=0, images=[20, 10], scenes=[3, 2], sha256=SMALL_SHA256
+    )
 
 
 def test_digest_is_of_the_files(small):
@@ -238,13 +245,15 @@ def test_detection_agrees_with_segmentation(small, split):
         assert image.shape == (entry['height'], entry['width'], 3)
         segmentation = small / 'segmentation'
         np.testing.assert_array_equal(
-            load(segmentation / 'images' / seg / entry['file_name']), image)
+            load(segmentation / 'images' / seg / entry['file_name']), image
+        )
         merged = np.zeros(image.shape[:2], dtype=np.uint8)
         for instance in coco['annotations']:
             if instance['image_id'] == entry['id']:
                 merged[decode(instance['segmentation'])] = instance['category_id']
         np.testing.assert_array_equal(
-            load(segmentation / 'annotations' / seg / entry['file_name']), merged)
+            load(segmentation / 'annotations' / seg / entry['file_name']), merged
+        )
 
 
 class InThisProcess:
@@ -279,6 +288,7 @@ def test_splits_share_no_source_digit(tmp_path, monkeypatch):
 
 # the destination
 
+
 def test_complete_set_is_left_alone(small, monkeypatch, capsys):
     before = snapshot(small)
     monkeypatch.setattr(digits, 'load_glyphs', None)
@@ -288,8 +298,9 @@ def test_complete_set_is_left_alone(small, monkeypatch, capsys):
     assert snapshot(small) == before
 
 
-@pytest.mark.parametrize('other', [
-    dict(SMALL, seed=1), dict(SMALL, images=(20, 9)), dict(SMALL, scenes=(4, 2))])
+@pytest.mark.parametrize(
+    'other', [dict(SMALL, seed=1), dict(SMALL, images=(20, 9)), dict(SMALL, scenes=(4, 2))]
+)
 def test_other_parameters_are_refused(small, other):
     before = snapshot(small)
     with pytest.raises(FileExistsError, match='another folder'):
@@ -349,6 +360,7 @@ def test_missing_module_names_the_cure(tmp_path, monkeypatch, module):
 
 
 # the command
+
 
 def run_tool(monkeypatch, *args):
     monkeypatch.setattr(sys, 'argv', [str(TOOL), *map(str, args)])

@@ -1,4 +1,5 @@
 """A data set of a type that the check does not know."""
+
 import numpy as np
 from mmengine.registry import DATASETS
 

@@ -1,4 +1,5 @@
 """Mutated checkpoints against the readers: no crash, no file, nothing changed in the process."""
+
 import os
 import random
 import resource
@@ -10,11 +11,9 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from mmhcnet.checkpoints.formats import (open_regular, read_before_zip, read_plain,
-                                         read_zip_inertly)
+from mmhcnet.checkpoints.formats import open_regular, read_before_zip, read_plain, read_zip_inertly
 
-from ..hostile import (CUNNING, HOSTILE, RAW, archive, before_zip, changed, module_id,
-                       snapshot)
+from ..hostile import CUNNING, HOSTILE, RAW, archive, before_zip, changed, module_id, snapshot
 from ..test_checkpoints.test_formats import contents
 
 # Beyond what the process has; what a file asks for without holding it fails there.
@@ -28,8 +27,12 @@ def seeds(folder):
     found = []
     made = str(folder / 'made')
     values = {'contents': contents(), 'weights': OrderedDict(a=torch.randn(5), b=torch.arange(3))}
-    values.update({name: dict(a=torch.zeros(1), evil=HOSTILE[name](made)) for name in
-                   ('os.mkdir', 'open', 'through a log', 'a storage in a storage')})
+    values.update(
+        {
+            name: dict(a=torch.zeros(1), evil=HOSTILE[name](made))
+            for name in ('os.mkdir', 'open', 'through a log', 'a storage in a storage')
+        }
+    )
     for name, value in values.items():
         for zipped in (True, False):
             path = folder / f'{len(found)}.pth'
@@ -55,19 +58,20 @@ def mutated(content, others, rng):
         if kind == 0 and at < len(content):
             content[at] = rng.randrange(256)
         elif kind == 1:
-            content[at:at + length] = bytes(rng.randrange(256) for _ in range(length))
+            content[at : at + length] = bytes(rng.randrange(256) for _ in range(length))
         elif kind == 2:
-            del content[at:at + length]
+            del content[at : at + length]
         elif kind == 3:
-            content[at:at] = content[at:at + length]
+            content[at:at] = content[at : at + length]
         elif kind == 4:
             other = rng.choice(others)
             start = rng.randrange(len(other))
-            content[at:at + length] = other[start:start + length]
+            content[at : at + length] = other[start : start + length]
         else:
             # Numbers at the edges of their types.
-            content[at:at + 4] = rng.choice([b'\xff' * 4, b'\0' * 4, b'\x7f' + b'\xff' * 3,
-                                             b'\xff\xff\xff\x7f'])
+            content[at : at + 4] = rng.choice(
+                [b'\xff' * 4, b'\0' * 4, b'\x7f' + b'\xff' * 3, b'\xff\xff\xff\x7f']
+            )
     return bytes(content)
 
 
@@ -106,8 +110,9 @@ def check(tmp_path, count):
             read_plain(file)
     began = time.time()
     for block in range(0, count, BLOCK):
-        files = [mutated(rng.choice(originals), originals, rng)
-                 for _ in range(min(BLOCK, count - block))] + (originals if block == 0 else [])
+        files = [
+            mutated(rng.choice(originals), originals, rng) for _ in range(min(BLOCK, count - block))
+        ] + (originals if block == 0 else [])
         child = os.fork()
         if not child:
             code = 1

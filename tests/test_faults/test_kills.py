@@ -1,5 +1,6 @@
 """SIGKILL at random moments, inside a save and inside a validation: no run is lost, no parameter
 and no best score differs."""
+
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ from ..test_checkpoints.test_files import CALLS
 from ..test_training.test_loops import same, state_of
 from ..toy import ToyDataset, toy_runner
 
+
 class FixedDataset(ToyDataset):
     """Without the noise."""
 
@@ -31,9 +33,14 @@ SETTINGS = dict(
     train_cfg=dict(max_epochs=40, val_interval=1),
     checkpoint=dict(max_keep_ckpts=1, save_best='score', rule='greater'),
     custom_hooks=[dict(type='EMAHook', momentum=0.1, update_buffers=True)],
-    val_cfg=dict(), val_dataloader=dict(
-        batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-        dataset=FixedDataset()))
+    val_cfg=dict(),
+    val_dataloader=dict(
+        batch_size=8,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=FixedDataset(),
+    ),
+)
 KINDS = ('at a random moment', 'in a save', 'in a validation')
 
 
@@ -64,7 +71,7 @@ def runner_of(folder, **settings):
 
 
 def best_of(folder):
-    path, = folder.glob('best_*.pth')
+    (path,) = folder.glob('best_*.pth')
     found = torch.load(path, weights_only=True)
     return path.name, found['message_hub']['runtime_info']['best_score'], found['state_dict']
 
@@ -147,17 +154,24 @@ def check(tmp_path, kills):
 
     def holds(folder):
         name, score, weights = best_of(folder)
-        return same(state_of(folder), expected) and (name, score) == best[:2] and same(
-            weights, best[2])
+        return (
+            same(state_of(folder), expected)
+            and (name, score) == best[:2]
+            and same(weights, best[2])
+        )
 
     while sum(done.values()) < kills:
         folder = tmp_path / f'run{run}'
         kind = min(KINDS, key=done.get)
         newest, _ = newest_intact(folder, NAMES)
-        killed = run_and_kill(folder, **{
-            'at a random moment': lambda: dict(delay=rng.uniform(0, 0.5)),
-            'in a save': lambda: dict(in_save=rng.randrange(60)),
-            'in a validation': lambda: dict(in_validation=rng.randrange(6))}[kind]())
+        killed = run_and_kill(
+            folder,
+            **{
+                'at a random moment': lambda: dict(delay=rng.uniform(0, 0.5)),
+                'in a save': lambda: dict(in_save=rng.randrange(60)),
+                'in a validation': lambda: dict(in_validation=rng.randrange(6)),
+            }[kind](),
+        )
         after, _ = newest_intact(folder, NAMES)
         # Nothing is lost: once there is an intact checkpoint there always is.
         assert newest is None or after is not None
@@ -169,8 +183,9 @@ def check(tmp_path, kills):
     folder = tmp_path / f'run{run}'
     assert not run_and_kill(folder, in_save=10**9)
     assert holds(folder)
-    print(', '.join(f'{number} kills {kind}' for kind, number in done.items())
-          + f', {run + 1} runs')
+    print(
+        ', '.join(f'{number} kills {kind}' for kind, number in done.items()) + f', {run + 1} runs'
+    )
 
 
 def test_a_few_kills(tmp_path):

@@ -1,4 +1,5 @@
 """ONNX export, compared in onnxruntime with torch. Needs onnx and onnxruntime."""
+
 import copy
 
 import pytest
@@ -9,8 +10,16 @@ from torch import nn
 import mmhcnet
 from mmhcnet import HcNet, VHeat
 from mmhcnet.checkpoints.fitting import load_weights
-from mmhcnet.inference.export import (TOLERANCE, AdaptiveAvgPool, Difference, check_onnx,
-                                      check_shapes, export_onnx, exportable, has_fixed_size)
+from mmhcnet.inference.export import (
+    TOLERANCE,
+    AdaptiveAvgPool,
+    Difference,
+    check_onnx,
+    check_shapes,
+    export_onnx,
+    exportable,
+    has_fixed_size,
+)
 
 pytestmark = pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
@@ -34,25 +43,39 @@ def test_adaptive_pooling_by_matrix_products(size, shape):
     torch.testing.assert_close(AdaptiveAvgPool(size)(x), nn.AdaptiveAvgPool2d(size)(x))
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(stencil='isotropic'), dict(k='learnable'), dict(k=0.3), dict(with_filter=False),
-    dict(stencil='isotropic', k='learnable', with_filter=False)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(),
+        dict(stencil='isotropic'),
+        dict(k='learnable'),
+        dict(k=0.3),
+        dict(with_filter=False),
+        dict(stencil='isotropic', k='learnable', with_filter=False),
+    ],
+    ids=str,
+)
 def test_hcnet_with_dynamic_shapes(options, tmp_path):
     pytest.importorskip('onnx')
     model = HcNet(ARCH, out_indices=(0, 1), **options).eval()
     export_onnx(model, str(tmp_path / 'a.onnx'), (32, 48), OPSET, ['a', 'b'])
-    checked = differences(model, tmp_path / 'a.onnx',
-                          [(1, 32, 48), (3, 32, 48), (2, 41, 77), (1, 8, 8)])
+    checked = differences(
+        model, tmp_path / 'a.onnx', [(1, 32, 48), (3, 32, 48), (2, 41, 77), (1, 8, 8)]
+    )
     assert all(found.ok for found in checked)
     assert not {'DFT', 'STFT'} & set(ops_of(tmp_path / 'a.onnx'))
 
 
-@pytest.mark.parametrize('options', [
-    dict(), dict(k='learnable'), dict(k=1.5), dict(with_dwconv=False, with_gate=False)], ids=str)
+@pytest.mark.parametrize(
+    'options',
+    [dict(), dict(k='learnable'), dict(k=1.5), dict(with_dwconv=False, with_gate=False)],
+    ids=str,
+)
 def test_vheat_folded_for_a_size(options, tmp_path):
     pytest.importorskip('onnx')
-    model = VHeat(dict(ARCH, post_norm=False, layer_scale=None), img_size=32, out_indices=(0, 1),
-                  **options).eval()
+    model = VHeat(
+        dict(ARCH, post_norm=False, layer_scale=None), img_size=32, out_indices=(0, 1), **options
+    ).eval()
     model.switch_to_deploy((32, 48))
     export_onnx(model, str(tmp_path / 'a.onnx'), (32, 48), OPSET, ['a', 'b'])
     checked = differences(model, tmp_path / 'a.onnx', [(1, 32, 48), (3, 32, 48)])
@@ -67,17 +90,17 @@ def test_vheat_folded_for_a_size(options, tmp_path):
 
 def test_a_wrong_graph_is_found_out(tmp_path):
     pytest.importorskip('onnx')
-    model = HcNet(ARCH, out_indices=(1, )).eval()
+    model = HcNet(ARCH, out_indices=(1,)).eval()
     export_onnx(model, str(tmp_path / 'a.onnx'), (32, 32), OPSET, ['a'])
     with torch.no_grad():
         model.norm1.bias += 2 * TOLERANCE
-    checked, = differences(model, tmp_path / 'a.onnx', [(1, 32, 32)])
+    (checked,) = differences(model, tmp_path / 'a.onnx', [(1, 32, 32)])
     assert checked.difference == pytest.approx(2 * TOLERANCE, rel=0.1)
 
 
 def test_tolerance_is_relative_above_one():
-    assert Difference((1, ), 0.9e-4, 0.1).ok and not Difference((1, ), 1.1e-4, 0.1).ok
-    assert Difference((1, ), 0.9e-3, 10.).ok and not Difference((1, ), 1.1e-3, 10.).ok
+    assert Difference((1,), 0.9e-4, 0.1).ok and not Difference((1,), 1.1e-4, 0.1).ok
+    assert Difference((1,), 0.9e-3, 10.0).ok and not Difference((1,), 1.1e-3, 10.0).ok
 
 
 def test_shapes_to_check():
@@ -90,8 +113,12 @@ def test_shapes_to_check():
 CONFIGS = {
     'classification/{}_digits.py': [(2, 10)],
     'segmentation/upernet_{}_digits.py': [(2, 11, 64, 96)],
-    'detection/mask_rcnn_{}_digits.py': [(2, 48, 16, 24), (2, 48, 8, 12), (2, 48, 4, 6),
-                                         (2, 48, 2, 3)],
+    'detection/mask_rcnn_{}_digits.py': [
+        (2, 48, 16, 24),
+        (2, 48, 8, 12),
+        (2, 48, 4, 6),
+        (2, 48, 2, 3),
+    ],
 }
 
 
@@ -136,15 +163,22 @@ def test_config_without_a_task():
         exportable(Config(dict(model=dict())), None, (64, 64))
 
 
-@pytest.mark.parametrize('content, message', [
-    (None, 'no checkpoint file'),
-    ('text', 'is not a checkpoint that torch can read'),
-    (dict(model=dict()), "has no 'state_dict'.*official_to_mmhcnet.py"),
-    (dict(state_dict={'weight': torch.zeros(2, 3)}), 'another model.*1 of 2 weights are not in '
-     'it, as bias'),
-    (dict(state_dict={'weight': torch.zeros(9, 3), 'bias': torch.zeros(2)}),
-     'another model.*1 weights differ, the first: size mismatch for weight'),
-])
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (None, 'no checkpoint file'),
+        ('text', 'is not a checkpoint that torch can read'),
+        (dict(model=dict()), "has no 'state_dict'.*official_to_mmhcnet.py"),
+        (
+            dict(state_dict={'weight': torch.zeros(2, 3)}),
+            'another model.*1 of 2 weights are not in it, as bias',
+        ),
+        (
+            dict(state_dict={'weight': torch.zeros(9, 3), 'bias': torch.zeros(2)}),
+            'another model.*1 weights differ, the first: size mismatch for weight',
+        ),
+    ],
+)
 def test_checkpoints_that_do_not_fit(content, message, tmp_path):
     path = tmp_path / 'a.pth'
     if isinstance(content, str):

@@ -1,4 +1,5 @@
 """A model from a config, and checkpoints of another model."""
+
 import copy
 
 import pytest
@@ -24,10 +25,13 @@ def test_weights_of_the_checkpoint(tmp_path):
     assert not loaded.training
 
 
-@pytest.mark.parametrize('state, message', [
-    ({'backbone.conv1.weight': torch.zeros(1)}, 'checkpoint of another model than this config'),
-    ({'head.fc.bias': torch.zeros(7)}, 'checkpoint of another model than this config'),
-])
+@pytest.mark.parametrize(
+    'state, message',
+    [
+        ({'backbone.conv1.weight': torch.zeros(1)}, 'checkpoint of another model than this config'),
+        ({'head.fc.bias': torch.zeros(7)}, 'checkpoint of another model than this config'),
+    ],
+)
 def test_checkpoint_of_another_model(tmp_path, state, message):
     torch.save(dict(state_dict=state), tmp_path / 'a.pth')
     with pytest.raises(ValueError, match=message):
@@ -71,7 +75,9 @@ def test_build_model_leaves_the_config_alone(tmp_path):
     assert cfg.to_dict() == before
     assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in model.modules())
     model.init_weights()  # Reads nothing.
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes='ab'))),
-               tmp_path / 'a.pth')
+    torch.save(
+        dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(classes='ab'))),
+        tmp_path / 'a.pth',
+    )
     assert model.dataset_meta is None
     assert build_model(cfg, str(tmp_path / 'a.pth')).dataset_meta == dict(classes='ab')

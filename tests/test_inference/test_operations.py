@@ -16,7 +16,7 @@ class Linear(nn.Module):
         self.relu = nn.ReLU() if relu else nn.Identity()
 
     def forward(self, x):
-        return self.relu(self.linear(x.flatten(0, 2))),
+        return (self.relu(self.linear(x.flatten(0, 2))),)
 
 
 def test_what_is_counted():
@@ -30,9 +30,10 @@ def test_what_is_counted():
     assert step['aten::_to_copy'] == 5
 
 
-ARCHS = {HcNet: dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 2, 1]),
-         VHeat: dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 2, 1], post_norm=False,
-                     layer_scale=None)}
+ARCHS = {
+    HcNet: dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 2, 1]),
+    VHeat: dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 2, 1], post_norm=False, layer_scale=None),
+}
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -55,7 +56,7 @@ def test_nothing_is_computed_and_the_model_stays(family, training):
 def test_operations_of_a_step(family, inference, training):
     """Issuing them, not computing, is what a GPU waits for: few are as good as fast ones."""
     for steps, limit in ((False, inference), (True, training)):
-        model = family('tiny', out_indices=(3, )).train(steps)
+        model = family('tiny', out_indices=(3,)).train(steps)
         counts = count_operations(model, (8, 3, 224, 224), steps)
         assert sum(counts.values()) <= limit, counts
         # Fewer would mean that the count misses something: a block has two products at least.

@@ -1,4 +1,5 @@
 """Pictures of every kind that a person may hand over."""
+
 import numpy as np
 import pytest
 import torch
@@ -24,8 +25,14 @@ def test_modes_of_one_picture_look_alike(tmp_path, gradient):
     grey = Image.fromarray(gradient)
     expected = np.stack([gradient] * 3, axis=2)
     sixteen = Image.fromarray(gradient.astype(np.uint16) * 257)
-    for picture in (grey, grey.convert('RGB'), grey.convert('RGBA'), grey.convert('LA'),
-                    grey.convert('P'), sixteen):
+    for picture in (
+        grey,
+        grey.convert('RGB'),
+        grey.convert('RGBA'),
+        grey.convert('LA'),
+        grey.convert('P'),
+        sixteen,
+    ):
         assert np.array_equal(saved(tmp_path, picture), expected), picture.mode
     assert np.array_equal(saved(tmp_path, grey.convert('CMYK'), 'a.tif'), expected)
 
@@ -62,11 +69,12 @@ def test_what_is_no_picture(tmp_path):
     Image.effect_noise((64, 64), 90).save(whole)
     (tmp_path / 'cut.jpg').write_bytes(whole.read_bytes()[:900])
     for name, error, message in (
-            ('none.png', FileNotFoundError, 'no image file'),
-            ('dot.png', ValueError, 'has 1x1 pixels: name one with at least 32'),
-            ('float.tif', ValueError, 'holds floating-point numbers'),
-            ('text.png', ValueError, 'is not an image that Pillow can read'),
-            ('cut.jpg', ValueError, 'or is cut off')):
+        ('none.png', FileNotFoundError, 'no image file'),
+        ('dot.png', ValueError, 'has 1x1 pixels: name one with at least 32'),
+        ('float.tif', ValueError, 'holds floating-point numbers'),
+        ('text.png', ValueError, 'is not an image that Pillow can read'),
+        ('cut.jpg', ValueError, 'or is cut off'),
+    ):
         with pytest.raises(error, match=message):
             read_picture(str(tmp_path / name), 64)
 

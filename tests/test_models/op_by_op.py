@@ -3,6 +3,7 @@
 The oracle of the backbones' tests: the same parameters, no fused kernel, no choice of layout, and
 nothing is recomputed in the backward pass.
 """
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -48,8 +49,9 @@ def _conduct(conduction: nn.Module, x: Tensor, freq_embed: Tensor) -> Tensor:
     rows, columns = (dct_matrix(n, x.device, x.dtype) for n in (height, width))
     modes = torch.einsum('nh,bchw->bcnw', rows, phi)
     modes = torch.einsum('mw,bcnw->bcnm', columns, modes)
-    rate = (eigenvalues(height, x.device, torch.float32)[:, None]
-            + eigenvalues(width, x.device, torch.float32))
+    rate = eigenvalues(height, x.device, torch.float32)[:, None] + eigenvalues(
+        width, x.device, torch.float32
+    )
     if conduction.to_k is not None:
         k = F.relu(conduction.to_k(freq_embed)).permute(2, 0, 1)
     elif isinstance(conduction.k, float):
@@ -67,15 +69,18 @@ def _conduct(conduction: nn.Module, x: Tensor, freq_embed: Tensor) -> Tensor:
 
 def vheat_block(block: nn.Module, x: Tensor, freq_embed: Tensor) -> Tensor:
     """Operator and MLP of vHeat: (B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
+
     def mlp(y: Tensor) -> Tensor:
         return _linear(block.mlp.fc2, F.gelu(_linear(block.mlp.fc1, y)))
 
     def conduct(y: Tensor) -> Tensor:
         return _conduct(block.conduction, y, freq_embed)
 
-    for branch, norm, gamma in ((conduct, block.norm1, block.gamma1),
-                                (mlp, block.norm2, block.gamma2)):
-        y = (_layer_norm(norm, branch(x)) if block.post_norm else branch(_layer_norm(norm, x)))
+    for branch, norm, gamma in (
+        (conduct, block.norm1, block.gamma1),
+        (mlp, block.norm2, block.gamma2),
+    ):
+        y = _layer_norm(norm, branch(x)) if block.post_norm else branch(_layer_norm(norm, x))
         if gamma is not None:
             y = y * gamma[:, None, None]
         x = x + block.drop_path(y)

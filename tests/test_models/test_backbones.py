@@ -1,4 +1,5 @@
 """What holds for every backbone: shapes, gradients, freezing, checkpointing, bad arguments."""
+
 import copy
 import pickle
 
@@ -64,10 +65,15 @@ def test_every_arch_runs(cls, arch):
     assert all(o.isfinite().all() for o in outs)
 
 
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (3, ), (0, ), (1, 2), (0, 2), (2, )])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (3,), (0,), (1, 2), (0, 2), (2,)])
 @pytest.mark.parametrize(
-    'cls, options', [pytest.param(cls, options, id=f'{cls.__name__}: {name}')
-                     for cls in OPTIONS for name, options in OPTIONS[cls].items()])
+    'cls, options',
+    [
+        pytest.param(cls, options, id=f'{cls.__name__}: {name}')
+        for cls in OPTIONS
+        for name, options in OPTIONS[cls].items()
+    ],
+)
 def test_finite_output_and_a_gradient_for_every_parameter(cls, options, out_indices):
     model = build(cls, out_indices=out_indices, **options).train()
     outs = model(torch.randn(4, 3, 40, 35))
@@ -85,8 +91,11 @@ def test_finite_output_and_a_gradient_for_every_parameter(cls, options, out_indi
     # A dropped path leaves zeros, and so does the stencil where the last maps have a single row or
     # column.
     if not options.get('drop_path_rate'):
-        dead = [n for n, p in model.named_parameters() if not p.grad.any()
-                and not (cls is HcNet and 'conduction' in n)]
+        dead = [
+            n
+            for n, p in model.named_parameters()
+            if not p.grad.any() and not (cls is HcNet and 'conduction' in n)
+        ]
         assert not dead
 
 
@@ -117,20 +126,23 @@ def test_in_channels(cls):
 
 @families
 def test_drop_path_grows_linearly_over_the_whole_depth(cls):
-    model = build(cls, drop_path_rate=0.4, out_indices=(2, ))
-    rates = [[m.drop_prob for m in block.modules() if isinstance(m, DropPath)]
-             for stage in model.stages for block in stage]
+    model = build(cls, drop_path_rate=0.4, out_indices=(2,))
+    rates = [
+        [m.drop_prob for m in block.modules() if isinstance(m, DropPath)]
+        for stage in model.stages
+        for block in stage
+    ]
     # HcNet: of conduction and of refinement. VHeat: one module for conduction and MLP.
     count = {HcNet: 2, VHeat: 1}[cls]
     # Five blocks in the architecture, of which the last is not built.
-    np.testing.assert_allclose(rates, [[r] * count for r in (0, .1, .2, .3)], atol=1e-7)
+    np.testing.assert_allclose(rates, [[r] * count for r in (0, 0.1, 0.2, 0.3)], atol=1e-7)
 
 
 def test_drop_path_drops_samples_and_keeps_the_mean():
     layer, x = DropPath(0.25).train(), torch.ones(20000, 2, 1, 1)
     y = layer(x)
     assert torch.equal(y[:, 0], y[:, 1])
-    assert y.unique().tolist() == [0., pytest.approx(4 / 3)]
+    assert y.unique().tolist() == [0.0, pytest.approx(4 / 3)]
     assert y.mean().item() == pytest.approx(1, abs=0.02)
     assert layer.eval()(x) is x
 
@@ -211,8 +223,8 @@ def test_result_is_independent_of_the_rest_of_the_batch(cls):
     model, x = build(cls).eval(), torch.randn(3, 3, 40, 40)
     together = model(x)
     for i in range(3):
-        for a, b in zip(together, model(x[i:i + 1])):
-            torch.testing.assert_close(a[i:i + 1], b, rtol=1e-4, atol=1e-5)
+        for a, b in zip(together, model(x[i : i + 1])):
+            torch.testing.assert_close(a[i : i + 1], b, rtol=1e-4, atol=1e-5)
 
 
 @families
@@ -235,35 +247,41 @@ def test_caller_lists_are_not_changed_or_kept(cls):
 
 
 @families
-@pytest.mark.parametrize('options, message', [
-    (dict(arch='tinny'), r"arch must be one of \['tiny', 'small', 'base'\]"),
-    (dict(arch=None), 'arch must be one of'),
-    (dict(out_indices=(4, )), r'from 0 to 3, got \(4,\)'),
-    (dict(out_indices=(-1, )), 'from 0 to 3'),
-    (dict(out_indices=(2, 1)), 'ascending'),
-    (dict(out_indices=(1, 1)), 'ascending'),
-    (dict(out_indices=()), 'out_indices must be'),
-    (dict(out_indices=3), 'out_indices must be'),
-    (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
-    (dict(drop_path_rate=1.), r'drop_path_rate must be in \[0, 1\), got 1.0'),
-    (dict(k=-0.1), 'a number >= 0, got -0.1'),
-    (dict(k=float('nan')), 'got nan'),
-    (dict(k=True), 'got True'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(arch='tinny'), r"arch must be one of \['tiny', 'small', 'base'\]"),
+        (dict(arch=None), 'arch must be one of'),
+        (dict(out_indices=(4,)), r'from 0 to 3, got \(4,\)'),
+        (dict(out_indices=(-1,)), 'from 0 to 3'),
+        (dict(out_indices=(2, 1)), 'ascending'),
+        (dict(out_indices=(1, 1)), 'ascending'),
+        (dict(out_indices=()), 'out_indices must be'),
+        (dict(out_indices=3), 'out_indices must be'),
+        (dict(frozen_stages=5), 'frozen_stages must be from -1 to 4, got 5'),
+        (dict(drop_path_rate=1.0), r'drop_path_rate must be in \[0, 1\), got 1.0'),
+        (dict(k=-0.1), 'a number >= 0, got -0.1'),
+        (dict(k=float('nan')), 'got nan'),
+        (dict(k=True), 'got True'),
+    ],
+)
 def test_bad_arguments(cls, options, message):
     with pytest.raises(ValueError, match=message):
         build(cls, **options)
 
 
 @families
-@pytest.mark.parametrize('change, message', [
-    (dict(depths=[1]), 'one number per stage each, got 4 and 1'),
-    (dict(embed_dims=[], depths=[]), 'got 0 and 0'),
-    (dict(depths=[1, 0, 1, 1]), 'positive integers'),
-    (dict(embed_dims=[8., 8, 8, 8]), 'positive integers'),
-    (dict(embed_dims=[7, 8, 8, 8]), 'must be even'),
-    (dict(heads=[1]), "needs exactly the keys .* got .*'heads'"),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(depths=[1]), 'one number per stage each, got 4 and 1'),
+        (dict(embed_dims=[], depths=[]), 'got 0 and 0'),
+        (dict(depths=[1, 0, 1, 1]), 'positive integers'),
+        (dict(embed_dims=[8.0, 8, 8, 8]), 'positive integers'),
+        (dict(embed_dims=[7, 8, 8, 8]), 'must be even'),
+        (dict(heads=[1]), "needs exactly the keys .* got .*'heads'"),
+    ],
+)
 def test_bad_arch(cls, change, message):
     with pytest.raises(ValueError, match=message):
         cls(dict(SMALL[cls], **change))

@@ -52,15 +52,18 @@ def small():
 
 
 def model_of(embed_dims, depths):
-    return HcNet(dict(embed_dims=embed_dims, depths=depths), stencil='isotropic',
-                 out_indices=(len(depths) - 1, ))
+    return HcNet(
+        dict(embed_dims=embed_dims, depths=depths),
+        stencil='isotropic',
+        out_indices=(len(depths) - 1,),
+    )
 
 
 def test_fills_the_whole_model(small):
     converted = convert_state_dict(small)
     head = {key for key in converted if key.startswith('head.')}
     assert head == {'head.fc.weight', 'head.fc.bias'}
-    backbone = {key[len('backbone.'):]: converted[key] for key in converted if key not in head}
+    backbone = {key[len('backbone.') :]: converted[key] for key in converted if key not in head}
     model_of([8, 12, 16, 20], [1, 2, 1, 1]).load_state_dict(backbone)
 
 
@@ -92,35 +95,42 @@ def test_unknown_keys_are_listed(small):
 
 def test_missing_keys_are_listed(small):
     del small['layers.0.blocks.0.norm2.bias']
-    with pytest.raises(ValueError,
-                       match=r"1 keys .*HcNet are missing: layers\.0\.blocks\.0\.norm2"):
+    with pytest.raises(
+        ValueError, match=r"1 keys .*HcNet are missing: layers\.0\.blocks\.0\.norm2"
+    ):
         convert_state_dict(small)
 
 
-@pytest.mark.parametrize('state', [{}, {'conv1.weight': torch.zeros(1)},
-                                   {'backbone.stages.0.0.norm1.weight': torch.zeros(1)}])
+@pytest.mark.parametrize(
+    'state',
+    [{}, {'conv1.weight': torch.zeros(1)}, {'backbone.stages.0.0.norm1.weight': torch.zeros(1)}],
+)
 def test_another_model_is_refused(state):
     with pytest.raises(ValueError, match="not a state dict of the authors' HcNet or vHeat"):
         convert_state_dict(state)
 
 
 @pytest.mark.parametrize('arch', ['tiny', 'small', 'base'])
-@pytest.mark.parametrize('name, build', [
-    ('hcnet', functools.partial(HcNet, stencil='isotropic')), ('vheat', VHeat)])
+@pytest.mark.parametrize(
+    'name, build', [('hcnet', functools.partial(HcNet, stencil='isotropic')), ('vheat', VHeat)]
+)
 def test_published_layouts(golden, arch, name, build):
     layouts = json.loads((golden / 'official_state_dict_layouts.json').read_text())
-    state = {key: torch.empty(shape, device='meta')
-             for key, shape in layouts[f'{name}_{arch}'].items()}
+    state = {
+        key: torch.empty(shape, device='meta') for key, shape in layouts[f'{name}_{arch}'].items()
+    }
     converted = convert_state_dict(state)
     # Only HcNet's counts of neighbours carry no weight.
     assert len(converted) == len([key for key in state if not key.endswith('mean_num')])
     with torch.device('meta'):
-        model = build(arch, out_indices=(3, ))
+        model = build(arch, out_indices=(3,))
     ours = {f'backbone.{key}': value.shape for key, value in model.state_dict().items()}
-    ours.update({'head.fc.weight': (1000, converted['head.fc.weight'].shape[1]),
-                 'head.fc.bias': (1000, )})
+    ours.update(
+        {'head.fc.weight': (1000, converted['head.fc.weight'].shape[1]), 'head.fc.bias': (1000,)}
+    )
     assert {key: tuple(value.shape) for key, value in converted.items()} == {
-        key: tuple(shape) for key, shape in ours.items()}
+        key: tuple(shape) for key, shape in ours.items()
+    }
 
 
 def official_vheat(embed_dims, depths, scaled=False, classes=5):
@@ -133,7 +143,7 @@ def official_vheat(embed_dims, depths, scaled=False, classes=5):
         for j in range(depth):
             block = f'layers.{i}.{j}'
             if scaled:
-                shapes[f'{block}.gamma1'] = shapes[f'{block}.gamma2'] = (c, )
+                shapes[f'{block}.gamma1'] = shapes[f'{block}.gamma2'] = (c,)
             both(f'{block}.norm1', c)
             both(f'{block}.op.dwconv', c, 1, 3, 3)
             both(f'{block}.op.linear', 2 * c, c)
@@ -153,8 +163,11 @@ def official_vheat(embed_dims, depths, scaled=False, classes=5):
 
 def downstream_vheat(*args, **kwargs):
     """The same inside a detector: output norms instead of the classifier, and heads."""
-    state = {f'backbone.{key}': value for key, value in official_vheat(*args, **kwargs).items()
-             if not key.startswith('classifier')}
+    state = {
+        f'backbone.{key}': value
+        for key, value in official_vheat(*args, **kwargs).items()
+        if not key.startswith('classifier')
+    }
     for i, c in enumerate(args[0]):
         state[f'backbone.outnorm{i}.weight'] = torch.randn(c)
         state[f'backbone.outnorm{i}.bias'] = torch.randn(c)
@@ -172,13 +185,23 @@ def vheat():
 
 
 def vheat_of(scaled, **kwargs):
-    return VHeat(dict(embed_dims=VHEAT[0], depths=VHEAT[1], post_norm=scaled,
-                      layer_scale=1e-5 if scaled else None), **kwargs)
+    return VHeat(
+        dict(
+            embed_dims=VHEAT[0],
+            depths=VHEAT[1],
+            post_norm=scaled,
+            layer_scale=1e-5 if scaled else None,
+        ),
+        **kwargs,
+    )
 
 
 def backbone_of(converted):
-    return {key[len('backbone.'):]: value for key, value in converted.items()
-            if key.startswith('backbone.')}
+    return {
+        key[len('backbone.') :]: value
+        for key, value in converted.items()
+        if key.startswith('backbone.')
+    }
 
 
 @pytest.mark.parametrize('scaled', [False, True])
@@ -188,9 +211,11 @@ def test_vheat_classifier_fills_the_whole_model(scaled):
     assert len(converted) == len(state)
     assert torch.equal(converted['head.fc.weight'], state['classifier.3.weight'])
     assert torch.equal(converted['backbone.norm3.bias'], state['classifier.0.bias'])
-    assert torch.equal(converted['backbone.stages.1.1.mlp.fc2.weight'],
-                       state['layers.1.1.mlp.fc2.weight'][:, :, 0, 0])
-    vheat_of(scaled, out_indices=(3, )).load_state_dict(backbone_of(converted))
+    assert torch.equal(
+        converted['backbone.stages.1.1.mlp.fc2.weight'],
+        state['layers.1.1.mlp.fc2.weight'][:, :, 0, 0],
+    )
+    vheat_of(scaled, out_indices=(3,)).load_state_dict(backbone_of(converted))
 
 
 @pytest.mark.parametrize('scaled', [False, True])
@@ -214,9 +239,19 @@ def test_training_checkpoint_and_its_moving_average(vheat):
         convert_state_dict(dict(model=vheat), ema=True)
 
 
-@pytest.mark.parametrize('key', ['freq_embed.1', 'freq_embed.3', 'layers.1.0.op.to_k.0.bias',
-                                 'layers.2.1.0.weight', 'patch_embed.norm1.1.weight',
-                                 'layers.3.0.gamma2', 'classifier.0.weight', 'classifier.3.bias'])
+@pytest.mark.parametrize(
+    'key',
+    [
+        'freq_embed.1',
+        'freq_embed.3',
+        'layers.1.0.op.to_k.0.bias',
+        'layers.2.1.0.weight',
+        'patch_embed.norm1.1.weight',
+        'layers.3.0.gamma2',
+        'classifier.0.weight',
+        'classifier.3.bias',
+    ],
+)
 def test_missing_keys_of_vheat_are_listed(key):
     state = official_vheat(*VHEAT, scaled=True)
     del state[key]
@@ -224,8 +259,10 @@ def test_missing_keys_of_vheat_are_listed(key):
         convert_state_dict(state)
 
 
-@pytest.mark.parametrize('key', ['layers.0.0.op.attn', 'absolute_pos', 'outnorm7.weight',
-                                 'head.weight', 'neck.conv.weight'])
+@pytest.mark.parametrize(
+    'key',
+    ['layers.0.0.op.attn', 'absolute_pos', 'outnorm7.weight', 'head.weight', 'neck.conv.weight'],
+)
 def test_unknown_keys_of_vheat_are_listed(vheat, key):
     if key.startswith('outnorm'):
         vheat.update({'outnorm3.weight': torch.zeros(1), 'outnorm3.bias': torch.zeros(1)})

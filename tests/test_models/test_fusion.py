@@ -1,4 +1,5 @@
 """The forms of a block: equal in outputs and gradients, and each runs where it should."""
+
 import copy
 import functools
 
@@ -25,8 +26,7 @@ MODELS = {
     'hcnet_keep': (HcNet, dict(arch=SMALL, recompute=False)),
     'hcnet_cp': (HcNet, dict(arch=SMALL, with_cp=True)),
     'vheat': (VHeat, dict(arch=PRE, img_size=64)),
-    'vheat_post_norm': (VHeat, dict(arch=dict(PRE, post_norm=True, layer_scale=0.5),
-                                    img_size=64)),
+    'vheat_post_norm': (VHeat, dict(arch=dict(PRE, post_norm=True, layer_scale=0.5), img_size=64)),
     'vheat_pre_norm_scaled': (VHeat, dict(arch=dict(PRE, layer_scale=0.5), img_size=64)),
     'vheat_no_gate': (VHeat, dict(arch=PRE, img_size=64, with_gate=False)),
     'vheat_no_dwconv': (VHeat, dict(arch=PRE, img_size=64, with_dwconv=False)),
@@ -42,6 +42,7 @@ def block_forms(monkeypatch):
     """Which form each call of a block took."""
     forms = []
     for module in (hcnet, vheat):
+
         def noted(block, choose=module.may_fuse):
             fused = choose(block)
             forms.append('fused' if fused else 'plain')
@@ -118,8 +119,9 @@ def test_drop_path_drops_the_same_samples_in_both_passes(cls, arch, form):
     outs, expected = gradients(OpByOp(model), parameters, x)
     for value, reference in zip(grads, expected):
         scale = reference.abs().max().clamp(min=1)
-        torch.testing.assert_close(value / scale, reference / scale, rtol=0, atol=1e-5
-                                   if cls is VHeat else 1e-11)
+        torch.testing.assert_close(
+            value / scale, reference / scale, rtol=0, atol=1e-5 if cls is VHeat else 1e-11
+        )
 
 
 def bytes_saved(model, x):
@@ -143,9 +145,14 @@ def test_memory_for_the_backward_pass(cls, limit):
     model, x = cls('tiny').train(), torch.randn(2, 3, 224, 224)
     megabytes = bytes_saved(model, x) / len(x) / 1e6
     # What one C-map per block takes: less than that would mean that the measure misses something.
-    maps = sum(dim * depth * (56 // 2**i)**2 * 4 / 1e6 for i, (dim, depth) in enumerate(
-        zip((64, 128, 320, 512), (5, 5, 14, 5)) if cls is HcNet
-        else zip((96, 192, 384, 768), (2, 2, 6, 2))))
+    maps = sum(
+        dim * depth * (56 // 2**i) ** 2 * 4 / 1e6
+        for i, (dim, depth) in enumerate(
+            zip((64, 128, 320, 512), (5, 5, 14, 5))
+            if cls is HcNet
+            else zip((96, 192, 384, 768), (2, 2, 6, 2))
+        )
+    )
     assert 5 * maps < megabytes < limit
     assert bytes_saved(OpByOp(model), x) / len(x) / 1e6 > 2 * megabytes
 
@@ -165,18 +172,24 @@ def test_layouts(cls, arch, layout):
     assert all(y.is_contiguous() for y in outs)
 
 
-families = pytest.mark.parametrize('cls, arch', [(HcNet, SMALL), (VHeat, PRE)],
-                                   ids=['HcNet', 'VHeat'])
+families = pytest.mark.parametrize(
+    'cls, arch', [(HcNet, SMALL), (VHeat, PRE)], ids=['HcNet', 'VHeat']
+)
 
 
 def small(cls, arch, **options):
-    return cls(arch=arch, out_indices=(3, ), **options)
+    return cls(arch=arch, out_indices=(3,), **options)
 
 
 def layers_of_blocks(model):
     """By name, every module below a block."""
-    return {f'{i}.{j}.{name}': layer for i, stage in enumerate(model.stages)
-            for j, block in enumerate(stage) for name, layer in block.named_modules() if name}
+    return {
+        f'{i}.{j}.{name}': layer
+        for i, stage in enumerate(model.stages)
+        for j, block in enumerate(stage)
+        for name, layer in block.named_modules()
+        if name
+    }
 
 
 @families
@@ -198,15 +211,15 @@ def test_a_hook_sees_the_forward_and_the_backward_of_a_layer(cls, arch):
     model = small(cls, arch)
     seen = {}
     layer = (model.stages[1][0].refinement if cls is HcNet else model.stages[1][0].mlp).fc1
-    layer.register_full_backward_hook(lambda module, grads_in, grads_out: seen.update(
-        grad=grads_out[0]))
+    layer.register_full_backward_hook(
+        lambda module, grads_in, grads_out: seen.update(grad=grads_out[0])
+    )
     layer.register_forward_hook(lambda module, args, out: seen.update(out=out))
     model(torch.randn(1, 3, 32, 32))[0].square().sum().backward()
     assert seen['out'].shape == seen['grad'].shape and seen['grad'].any()
 
 
 class Double(nn.Module):
-
     def forward(self, weight):
         return 2 * weight
 
@@ -238,24 +251,44 @@ def adapt(block):
 
 CHANGES = {
     'parametrization': lambda block: parametrize.register_parametrization(
-        first_layer(block).fc1, 'weight', Double()),
+        first_layer(block).fc1, 'weight', Double()
+    ),
     'LoRA': adapt,
     'replaced forward': lambda block: setattr(
-        first_layer(block).fc2, 'forward', lambda x: 3 * type(first_layer(block).fc2).forward(
-            first_layer(block).fc2, x)),
+        first_layer(block).fc2,
+        'forward',
+        lambda x: 3 * type(first_layer(block).fc2).forward(first_layer(block).fc2, x),
+    ),
     'replaced layer': lambda block: setattr(first_layer(block), 'act', nn.SiLU()),
     'other GELU': lambda block: setattr(first_layer(block), 'act', nn.GELU('tanh')),
     'other convolution': lambda block: setattr(
-        block.refinement if isinstance(block, hcnet.HcBlock) else block.conduction, 'dwconv',
-        nn.Conv2d(*(2 * [(first_layer(block).fc1.out_channels if isinstance(
-            block, hcnet.HcBlock) else block.conduction.fc_in.in_features)]), 3, padding=2,
-            dilation=2, groups=1)),
+        block.refinement if isinstance(block, hcnet.HcBlock) else block.conduction,
+        'dwconv',
+        nn.Conv2d(
+            *(
+                2
+                * [
+                    (
+                        first_layer(block).fc1.out_channels
+                        if isinstance(block, hcnet.HcBlock)
+                        else block.conduction.fc_in.in_features
+                    )
+                ]
+            ),
+            3,
+            padding=2,
+            dilation=2,
+            groups=1,
+        ),
+    ),
     'pruning': lambda block: prune.l1_unstructured(first_layer(block).fc2, 'weight', 0.5),
     'weight norm': lambda block: nn.utils.weight_norm(first_layer(block).fc1),
     'hook that changes the output': lambda block: first_layer(block).fc1.register_forward_hook(
-        lambda module, args, out: 2 * out),
+        lambda module, args, out: 2 * out
+    ),
     'pre-hook that changes the input': lambda block: first_layer(
-        block).fc1.register_forward_pre_hook(lambda module, args: (2 * args[0], )),
+        block
+    ).fc1.register_forward_pre_hook(lambda module, args: (2 * args[0],)),
 }
 
 
@@ -298,7 +331,8 @@ def test_every_adapter_gets_a_gradient(cls, arch):
 def test_global_hooks_see_every_layer(cls, arch, block_forms):
     model, seen = small(cls, arch), []
     handle = nn.modules.module.register_module_forward_hook(
-        lambda module, args, out: seen.append(module))
+        lambda module, args, out: seen.append(module)
+    )
     try:
         model(torch.randn(1, 3, 32, 32))
     finally:
@@ -310,8 +344,17 @@ def test_global_hooks_see_every_layer(cls, arch, block_forms):
 
 
 @compiles
-@pytest.mark.parametrize('name', ['hcnet', 'hcnet_no_filter', 'hcnet_fixed', 'vheat',
-                                  'vheat_post_norm', 'vheat_pre_norm_scaled'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'hcnet',
+        'hcnet_no_filter',
+        'hcnet_fixed',
+        'vheat',
+        'vheat_post_norm',
+        'vheat_pre_norm_scaled',
+    ],
+)
 def test_compiles_as_one_graph_(name):
     model, parameters, x, eager = with_gradients(name, (48, 40))
     torch._dynamo.reset()
@@ -336,7 +379,9 @@ def test_compiled_blocks_train_under_autocast(cls, arch):
             block.compile(backend='aot_eager')
     compiled = run()
     for value, expected in zip((*compiled[0], *compiled[1]), (*eager[0], *eager[1])):
-        torch.testing.assert_close(value, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item())
+        torch.testing.assert_close(
+            value, expected, rtol=2e-2, atol=2e-2 * expected.abs().max().item()
+        )
 
 
 @families
@@ -347,7 +392,7 @@ def test_functional_transforms(cls, arch):
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def loss(parameters, x):
-        return torch.func.functional_call(model, parameters, (x, ))[0].square().sum()
+        return torch.func.functional_call(model, parameters, (x,))[0].square().sum()
 
     grads = torch.func.grad(loss)(parameters, x)
     model(x)[0].square().sum().backward()
@@ -355,13 +400,14 @@ def test_functional_transforms(cls, arch):
         torch.testing.assert_close(grads[name], parameter.grad)
 
     direction = torch.randn_like(x)
-    _, slope = torch.func.jvp(functools.partial(loss, parameters), (x, ), (direction, ))
+    _, slope = torch.func.jvp(functools.partial(loss, parameters), (x,), (direction,))
     x.requires_grad_()
     expected = (torch.autograd.grad(loss(parameters, x), x)[0] * direction).sum()
     torch.testing.assert_close(slope, expected)
 
     per_sample = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(
-        parameters, x.detach()[:, None])
+        parameters, x.detach()[:, None]
+    )
     for name, grad in grads.items():
         torch.testing.assert_close(per_sample[name].sum(0), grad)
 
@@ -373,9 +419,8 @@ def test_gradient_of_a_gradient(cls, arch):
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64, requires_grad=True)
 
     def penalty():
-        grad, = torch.autograd.grad(model(x)[0].pow(3).sum(), x, create_graph=True)
-        return torch.autograd.grad(grad.square().sum(), list(model.parameters()),
-                                   allow_unused=True)
+        (grad,) = torch.autograd.grad(model(x)[0].pow(3).sum(), x, create_graph=True)
+        return torch.autograd.grad(grad.square().sum(), list(model.parameters()), allow_unused=True)
 
     fused = penalty()
     plain_form(model)
@@ -395,8 +440,9 @@ def test_bad_recompute(cls, arch, recompute):
 @families
 def test_recomputation_saves_memory(cls, arch):
     x = torch.randn(2, 3, 64, 64)
-    kept, again = (bytes_saved(small(cls, arch, recompute=recompute).train(), x)
-                   for recompute in (False, True))
+    kept, again = (
+        bytes_saved(small(cls, arch, recompute=recompute).train(), x) for recompute in (False, True)
+    )
     assert again < 0.75 * kept
 
 

@@ -1,4 +1,5 @@
 """Any batch, size, dtype and layout: finite outputs, and none depends on the rest of the batch."""
+
 import functools
 
 import pytest
@@ -46,8 +47,14 @@ layouts = st.sampled_from(['contiguous', 'channels_last', 'transposed', 'cut out
 @pytest.mark.slow
 @pytest.mark.parametrize('cls', CLASSES)
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(batch=st.integers(1, 3), height=sides, width=sides, dtype=dtypes, layout=layouts,
-       out_indices=out_indices)
+@given(
+    batch=st.integers(1, 3),
+    height=sides,
+    width=sides,
+    dtype=dtypes,
+    layout=layouts,
+    out_indices=out_indices,
+)
 @torch.no_grad()
 def test_backbones(cls, batch, height, width, dtype, layout, out_indices):
     model = model_of(cls, out_indices, dtype)
@@ -58,19 +65,29 @@ def test_backbones(cls, batch, height, width, dtype, layout, out_indices):
     for index, out, single in zip(out_indices, outs, alone):
         stride = 4 * 2**index
         assert out.dtype is dtype and out.isfinite().all()
-        assert out.shape == (batch, ARCH['embed_dims'][index], -(-height // stride),
-                             -(-width // stride))
+        assert out.shape == (
+            batch,
+            ARCH['embed_dims'][index],
+            -(-height // stride),
+            -(-width // stride),
+        )
         difference = (out[-1:] - single).abs().max().double() / single.abs().max()
         assert difference < TOLERANCE[dtype]
 
 
 @pytest.mark.parametrize('cls', CLASSES)
-@pytest.mark.parametrize('shape, match', [
-    ((1, 3, 31, 64), '32'), ((1, 3, 64, 31), '32'), ((1, 4, 64, 64), 'channels'),
-    ((3, 64, 64), 'shape')])
+@pytest.mark.parametrize(
+    'shape, match',
+    [
+        ((1, 3, 31, 64), '32'),
+        ((1, 3, 64, 31), '32'),
+        ((1, 4, 64, 64), 'channels'),
+        ((3, 64, 64), 'shape'),
+    ],
+)
 def test_wrong_inputs(cls, shape, match):
     with pytest.raises((ValueError, RuntimeError), match=match):
-        model_of(cls, (3, ), torch.float32)(torch.zeros(shape))
+        model_of(cls, (3,), torch.float32)(torch.zeros(shape))
 
 
 @pytest.mark.parametrize('cls', CLASSES)
@@ -78,7 +95,7 @@ def test_wrong_inputs(cls, shape, match):
 def test_mixed_precision_on_large_inputs(cls, dtype):
     """Five steps on inputs of the order of 1000: reductions and gates are in float32."""
     torch.manual_seed(0)
-    model = cls(arch=dict(ARCH, **CLASSES[cls]), out_indices=(3, )).train()
+    model = cls(arch=dict(ARCH, **CLASSES[cls]), out_indices=(3,)).train()
     head = torch.nn.Linear(ARCH['embed_dims'][3], 10)
     parameters = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)

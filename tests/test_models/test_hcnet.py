@@ -15,24 +15,27 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize('arch, expected', [('tiny', 27_903_936), ('small', 61_963_776),
-                                            ('base', 98_837_760)])
+@pytest.mark.parametrize(
+    'arch, expected', [('tiny', 27_903_936), ('small', 61_963_776), ('base', 98_837_760)]
+)
 def test_parameters_of_the_published_sizes(arch, expected):
     with torch.device('meta'):
-        model = HcNet(arch, stencil='isotropic', out_indices=(3, ))
+        model = HcNet(arch, stencil='isotropic', out_indices=(3,))
     assert parameters(model) == expected
     channels, depths = ARCHS[arch]['embed_dims'], ARCHS[arch]['depths']
     with torch.device('meta'):
-        paper = HcNet(arch, out_indices=(3, ))
+        paper = HcNet(arch, out_indices=(3,))
     assert parameters(paper) - expected == 4 * sum(c * d for c, d in zip(channels, depths))
 
 
-@pytest.mark.parametrize('mlp_ratio', [2., 4.])
+@pytest.mark.parametrize('mlp_ratio', [2.0, 4.0])
 @pytest.mark.parametrize('channels', [64, 320, 768])
 def test_no_filter_has_as_many_parameters(channels, mlp_ratio):
     arch = dict(embed_dims=[channels], depths=[1])
-    counts = [parameters(HcNet(arch, mlp_ratio=mlp_ratio, with_filter=f, out_indices=(0, )))
-              for f in (True, False)]
+    counts = [
+        parameters(HcNet(arch, mlp_ratio=mlp_ratio, with_filter=f, out_indices=(0,)))
+        for f in (True, False)
+    ]
     # Rounding to a whole hidden channel: at most half of its 2C + 1 parameters.
     assert abs(counts[0] - counts[1]) <= channels + 1
 
@@ -56,11 +59,14 @@ def test_k_learnable_is_one_number_per_layer():
 
 
 def test_initial_values():
-    model = HcNet('tiny', out_indices=(1, ))
+    model = HcNet('tiny', out_indices=(1,))
     block = model.stages[1][2]
     assert torch.equal(block.conduction.w, torch.full((128, 4), 0.25))
-    for weight in (block.refinement.fc1.weight, block.refinement.dwconv.weight,
-                   block.conduction.to_k.weight):
+    for weight in (
+        block.refinement.fc1.weight,
+        block.refinement.dwconv.weight,
+        block.conduction.to_k.weight,
+    ):
         assert weight.std().item() == pytest.approx(0.02, rel=0.1)
     assert not block.refinement.fc1.bias.any()
 
@@ -69,18 +75,26 @@ def test_init_cfg_loads_a_checkpoint(tmp_path):
     source = HcNet(SMALL)
     state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'a.pth')
-    model = HcNet(SMALL, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'),
-                                       prefix='backbone.'))
+    model = HcNet(
+        SMALL,
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='backbone.'),
+    )
     model.init_weights()
     for (name, p), q in zip(source.named_parameters(), model.parameters()):
         assert torch.equal(p, q), name
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(arch=dict(embed_dims=[8, 8])), r"needs exactly the keys \['depths', 'embed_dims'\]"),
-    (dict(stencil='circular'), r"stencil must be one of \('anisotropic', 'isotropic'\)"),
-    (dict(k='dynamic'), r"k must be one of \('input_dependent', 'learnable'\) or a number >= 0"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch=dict(embed_dims=[8, 8])), r"needs exactly the keys \['depths', 'embed_dims'\]"),
+        (dict(stencil='circular'), r"stencil must be one of \('anisotropic', 'isotropic'\)"),
+        (
+            dict(k='dynamic'),
+            r"k must be one of \('input_dependent', 'learnable'\) or a number >= 0",
+        ),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         HcNet(**{'arch': SMALL, **kwargs})
@@ -88,13 +102,24 @@ def test_bad_arguments(kwargs, message):
 
 def test_equals_the_published_model(golden):
     data = np.load(golden / 'hcnet_official_small.npz')
-    state = {key[len('state.'):]: torch.from_numpy(data[key]) for key in data.files
-             if key.startswith('state.')}
+    state = {
+        key[len('state.') :]: torch.from_numpy(data[key])
+        for key in data.files
+        if key.startswith('state.')
+    }
     converted = convert_state_dict(state)
-    model = HcNet(dict(embed_dims=[16, 32, 48, 64], depths=[1, 2, 2, 1]), stencil='isotropic',
-                  out_indices=(3, )).eval()
-    model.load_state_dict({key[len('backbone.'):]: value for key, value in converted.items()
-                           if key.startswith('backbone.')})
+    model = HcNet(
+        dict(embed_dims=[16, 32, 48, 64], depths=[1, 2, 2, 1]),
+        stencil='isotropic',
+        out_indices=(3,),
+    ).eval()
+    model.load_state_dict(
+        {
+            key[len('backbone.') :]: value
+            for key, value in converted.items()
+            if key.startswith('backbone.')
+        }
+    )
 
     def check(ours, name):
         torch.testing.assert_close(ours, torch.from_numpy(data[name]), rtol=0, atol=1e-5)

@@ -1,4 +1,5 @@
 """The heat layers in other backbones, through OpenMMLab's plugin interface."""
+
 import copy
 import pickle
 
@@ -8,18 +9,32 @@ from mmengine.registry import init_default_scope
 
 from mmhcnet import HeatConductionLayer, HeatConductionOperator
 
-TYPES = {'HeatConductionOperator': HeatConductionOperator,
-         'HeatConductionLayer': HeatConductionLayer}
+TYPES = {
+    'HeatConductionOperator': HeatConductionOperator,
+    'HeatConductionLayer': HeatConductionLayer,
+}
 
 
 def resnet(package, type, position, depth=50, **cfg):
     """ResNet with thin layers and a plug-in in its last two stages."""
     init_default_scope(package)
     registry = pytest.importorskip(f'{package}.registry').MODELS
-    return registry.build(dict(
-        type='ResNet', depth=depth, base_channels=8, stem_channels=8, out_indices=(0, 1, 2, 3),
-        plugins=[dict(cfg=dict(type=f'mmhcnet.{type}', **cfg),
-                      stages=(False, False, True, True), position=position)]))
+    return registry.build(
+        dict(
+            type='ResNet',
+            depth=depth,
+            base_channels=8,
+            stem_channels=8,
+            out_indices=(0, 1, 2, 3),
+            plugins=[
+                dict(
+                    cfg=dict(type=f'mmhcnet.{type}', **cfg),
+                    stages=(False, False, True, True),
+                    position=position,
+                )
+            ],
+        )
+    )
 
 
 @pytest.mark.parametrize('package', ['mmdet', 'mmseg'])
@@ -41,16 +56,29 @@ def test_in_a_resnet(package, type, position):
 
 
 def test_options_and_two_of_them_in_one_block():
-    model = resnet('mmdet', 'HeatConductionOperator', 'after_conv2', k='learnable',
-                   with_gate=False, with_dwconv=False, postfix=1)
+    model = resnet(
+        'mmdet',
+        'HeatConductionOperator',
+        'after_conv2',
+        k='learnable',
+        with_gate=False,
+        with_dwconv=False,
+        postfix=1,
+    )
     assert hasattr(model.layer3[0], 'heat_conduction_operator1')
     assert not any('freq_embed' in key for key in model.state_dict())
 
 
-@pytest.mark.parametrize('layer', [
-    HeatConductionOperator(6), HeatConductionOperator(6, k=0.5), HeatConductionLayer(6),
-    HeatConductionOperator(6, freq_size=7, k='frequency', with_gate=False),
-    HeatConductionLayer(6, stencil='isotropic', k='learnable')])
+@pytest.mark.parametrize(
+    'layer',
+    [
+        HeatConductionOperator(6),
+        HeatConductionOperator(6, k=0.5),
+        HeatConductionLayer(6),
+        HeatConductionOperator(6, freq_size=7, k='frequency', with_gate=False),
+        HeatConductionLayer(6, stencil='isotropic', k='learnable'),
+    ],
+)
 @pytest.mark.parametrize('size', [(14, 14), (1, 1), (5, 9), (50, 84)])
 def test_keeps_the_shape(layer, size):
     x = torch.randn(2, 6, *size)
@@ -68,7 +96,7 @@ def test_constant_field_stays_constant_in_the_layer():
 
 
 def test_copies():
-    layer, x = HeatConductionOperator(6, layer_scale=1.).eval(), torch.randn(1, 6, 9, 8)
+    layer, x = HeatConductionOperator(6, layer_scale=1.0).eval(), torch.randn(1, 6, 9, 8)
     with torch.no_grad():
         expected = layer(x)
         for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):

@@ -1,4 +1,5 @@
 """torch.jit.trace and torch.export of both backbones: the same numbers, and no FFT in the graph."""
+
 import functools
 import importlib
 
@@ -10,8 +11,16 @@ from mmhcnet import HcNet, VHeat
 from mmhcnet.ops import dct
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
-HCNET = [dict(), dict(stencil='isotropic'), dict(k='learnable'), dict(k=0.3),
-         dict(with_filter=False), dict(stencil='isotropic', k=0.3, with_filter=False)]
+HCNET = [
+    dict(),
+    dict(stencil='isotropic'),
+    dict(k='learnable'),
+    dict(k=0.3),
+    dict(with_filter=False),
+    dict(stencil='isotropic', k=0.3, with_filter=False),
+]
+
+
 def hcnet(**options):
     return HcNet(ARCH, out_indices=(0, 1), **options).eval()
 
@@ -32,9 +41,15 @@ def case(make, **options):
 
 
 # Made for images of 32x32 and run at 32x48.
-VHEAT = [case(vheat), case(vheat, k='learnable'), case(vheat, k=1.5),
-         case(vheat, with_dwconv=False, with_gate=False),
-         case(vheat, post_norm=True, layer_scale=1.), case(deployed), case(deployed, k=1.5)]
+VHEAT = [
+    case(vheat),
+    case(vheat, k='learnable'),
+    case(vheat, k=1.5),
+    case(vheat, with_dwconv=False, with_gate=False),
+    case(vheat, post_norm=True, layer_scale=1.0),
+    case(deployed),
+    case(deployed, k=1.5),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +115,7 @@ def export(model, shape, axes):
     if not hasattr(module, 'Dim'):
         pytest.skip('dynamic shapes in torch.export need torch 2.2')
     dims = {axis: module.Dim(name, min=low, max=1024) for axis, (name, low) in axes.items()}
-    return module.export(model, (torch.randn(shape), ), dynamic_shapes=(dims, ))
+    return module.export(model, (torch.randn(shape),), dynamic_shapes=(dims,))
 
 
 @pytest.mark.parametrize('options', HCNET, ids=str)
@@ -108,8 +123,9 @@ def test_export_of_hcnet_with_dynamic_shapes(options):
     model = hcnet(**options)
     # The smallest image of two stages has 8 pixels, its last map 1; torch.export takes lengths of
     # 1 for a case of their own.
-    program = export(model, (2, 3, 32, 48), axes={0: ('batch', 1), 2: ('height', 9),
-                                                  3: ('width', 9)})
+    program = export(
+        model, (2, 3, 32, 48), axes={0: ('batch', 1), 2: ('height', 9), 3: ('width', 9)}
+    )
     for shape in [(2, 3, 32, 48), (1, 3, 43, 57), (3, 3, 57, 9), (4, 3, 9, 100)]:
         x = torch.randn(shape)
         close(program.module()(x), model(x))
@@ -131,10 +147,9 @@ def test_export_of_vheat_with_a_dynamic_batch(make):
 def test_the_search_for_an_fft_finds_one():
 
     class Fourier(nn.Module):
-
         def forward(self, x):
             return torch.fft.fft2(x).real
 
     assert has_fft(traced_ops(torch.jit.trace(Fourier(), torch.randn(4, 4))))
     module = importlib.import_module('torch.export')
-    assert has_fft(exported_ops(module.export(Fourier(), (torch.randn(4, 4), ))))
+    assert has_fft(exported_ops(module.export(Fourier(), (torch.randn(4, 4),))))

@@ -30,12 +30,17 @@ def parameters(model):
     return sum(p.numel() for p in model.parameters())
 
 
-@pytest.mark.parametrize('arch, expected, without', [
-    ('tiny', 30_853_480, 30_289_000), ('small', 52_220_392, 51_655_912),
-    ('base', 92_132_328, 91_379_688)])
+@pytest.mark.parametrize(
+    'arch, expected, without',
+    [
+        ('tiny', 30_853_480, 30_289_000),
+        ('small', 52_220_392, 51_655_912),
+        ('base', 92_132_328, 91_379_688),
+    ],
+)
 def test_parameters_of_the_published_sizes(arch, expected, without):
     with torch.device('meta'):
-        model = VHeat(arch, out_indices=(3, ))
+        model = VHeat(arch, out_indices=(3,))
         head = nn.Linear(model.norm3.num_channels, 1000)
     assert parameters(model) + parameters(head) == expected
     assert expected - parameters(model.freq_embed) == without
@@ -52,10 +57,18 @@ def test_frequency_embedding_and_switches_matter():
     x = torch.randn(1, 3, 48, 48)
     model = lively(build()).eval()
     before = model(x)[3]
-    nn.init.constant_(model.freq_embed[0], 3.)
+    nn.init.constant_(model.freq_embed[0], 3.0)
     assert not torch.allclose(model(x)[3], before)
-    sizes = {parameters(build(**o)) for o in (
-        {}, dict(with_dwconv=False), dict(with_gate=False), dict(k='learnable'), dict(k=0.))}
+    sizes = {
+        parameters(build(**o))
+        for o in (
+            {},
+            dict(with_dwconv=False),
+            dict(with_gate=False),
+            dict(k='learnable'),
+            dict(k=0.0),
+        )
+    }
     assert len(sizes) == 5
 
 
@@ -126,8 +139,9 @@ def test_copies_and_state_dict_round_trip():
 
 def test_load_resizes_the_frequency_embedding_and_says_so(monkeypatch):
     lines = []
-    monkeypatch.setattr('mmhcnet.models.layers.freq_embed.print_log',
-                        lambda line, logger: lines.append(line))
+    monkeypatch.setattr(
+        'mmhcnet.models.layers.freq_embed.print_log', lambda line, logger: lines.append(line)
+    )
     source, model = lively(build(img_size=64)), build(img_size=96)
     state = source.state_dict()
     model.load_state_dict(state)
@@ -143,13 +157,24 @@ def test_load_resizes_the_frequency_embedding_and_says_so(monkeypatch):
 
 def test_load_names_what_does_not_fit():
     other = build(arch=dict(SMALL, embed_dims=[8, 12, 16, 24]))
-    with pytest.raises(ValueError, match=r'of VHeat with embed_dims \[8, 12, 16, 24\].* the model '
-                       r'is VHeat with embed_dims \[8, 12, 16, 20\]'):
+    with pytest.raises(
+        ValueError,
+        match=r'of VHeat with embed_dims \[8, 12, 16, 24\].* the model '
+        r'is VHeat with embed_dims \[8, 12, 16, 20\]',
+    ):
         build().load_state_dict(other.state_dict())
 
 
-@pytest.mark.parametrize('options', [{}, dict(arch=POST), dict(k='learnable'), dict(k=0.3),
-                                     dict(with_gate=False, with_dwconv=False)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(arch=POST),
+        dict(k='learnable'),
+        dict(k=0.3),
+        dict(with_gate=False, with_dwconv=False),
+    ],
+)
 @pytest.mark.parametrize('size', [(224, 224), (64, 50)])
 def test_deploy(options, size):
     model, x = lively(build(**options)).eval(), torch.randn(1, 3, *size)
@@ -212,16 +237,17 @@ def test_result_is_independent_of_the_rest_of_the_batch():
     model, x = lively(build()).eval(), torch.randn(3, 3, 40, 40)
     together = model(x)
     for i in range(3):
-        for a, b in zip(together, model(x[i:i + 1])):
-            torch.testing.assert_close(a[i:i + 1], b, rtol=1e-4, atol=1e-4)
+        for a, b in zip(together, model(x[i : i + 1])):
+            torch.testing.assert_close(a[i : i + 1], b, rtol=1e-4, atol=1e-4)
 
 
 def test_init_cfg_loads_a_checkpoint_of_another_size(tmp_path):
     source = build(img_size=64)
     state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
     torch.save(dict(state_dict=state), tmp_path / 'a.pth')
-    model = build(init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'),
-                                prefix='backbone.'))
+    model = build(
+        init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'a.pth'), prefix='backbone.')
+    )
     model.init_weights()
     for (name, p), q in zip(source.named_parameters(), model.parameters()):
         if 'freq_embed' not in name:
@@ -229,33 +255,51 @@ def test_init_cfg_loads_a_checkpoint_of_another_size(tmp_path):
     torch.testing.assert_close(model.freq_embed[1], source.freq_embed.at(1, (28, 28)))
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(arch=dict(embed_dims=[8], depths=[1])),
-     r"needs exactly the keys \['depths', 'embed_dims', 'layer_scale', 'post_norm'\]"),
-    (dict(arch=dict(SMALL, post_norm='yes')), "True or False, got 'yes'"),
-    (dict(arch=dict(SMALL, layer_scale=0)), 'None or a number > 0, got 0'),
-    (dict(arch=dict(SMALL, layer_scale='small')), "got 'small'"),
-    (dict(k='dynamic'), r"k must be one of \('frequency', 'learnable'\) or a number >= 0"),
-    (dict(img_size=31), 'img_size must be an integer of at least 32, got 31'),
-    (dict(img_size=(224, 224)), 'img_size must be an integer'),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (
+            dict(arch=dict(embed_dims=[8], depths=[1])),
+            r"needs exactly the keys \['depths', 'embed_dims', 'layer_scale', 'post_norm'\]",
+        ),
+        (dict(arch=dict(SMALL, post_norm='yes')), "True or False, got 'yes'"),
+        (dict(arch=dict(SMALL, layer_scale=0)), 'None or a number > 0, got 0'),
+        (dict(arch=dict(SMALL, layer_scale='small')), "got 'small'"),
+        (dict(k='dynamic'), r"k must be one of \('frequency', 'learnable'\) or a number >= 0"),
+        (dict(img_size=31), 'img_size must be an integer of at least 32, got 31'),
+        (dict(img_size=(224, 224)), 'img_size must be an integer'),
+    ],
+)
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         build(**kwargs)
 
 
-@pytest.mark.parametrize('name, post_norm, layer_scale', [
-    ('prenorm', False, None), ('postnorm_layerscale', True, 1e-5)])
+@pytest.mark.parametrize(
+    'name, post_norm, layer_scale', [('prenorm', False, None), ('postnorm_layerscale', True, 1e-5)]
+)
 def test_equals_the_published_model(golden, name, post_norm, layer_scale):
     data = np.load(golden / f'vheat_official_small_{name}.npz')
-    state = {key[len('state.'):]: torch.from_numpy(data[key]) for key in data.files
-             if key.startswith('state.')}
+    state = {
+        key[len('state.') :]: torch.from_numpy(data[key])
+        for key in data.files
+        if key.startswith('state.')
+    }
     converted = convert_state_dict(state)
-    arch = dict(embed_dims=[16, 32, 48, 64], depths=[1, 1, 2, 1], post_norm=post_norm,
-                layer_scale=layer_scale)
-    model = VHeat(arch, img_size=64, out_indices=(3, )).eval()
-    model.load_state_dict({key[len('backbone.'):]: value for key, value in converted.items()
-                           if key.startswith('backbone.')})
+    arch = dict(
+        embed_dims=[16, 32, 48, 64],
+        depths=[1, 1, 2, 1],
+        post_norm=post_norm,
+        layer_scale=layer_scale,
+    )
+    model = VHeat(arch, img_size=64, out_indices=(3,)).eval()
+    model.load_state_dict(
+        {
+            key[len('backbone.') :]: value
+            for key, value in converted.items()
+            if key.startswith('backbone.')
+        }
+    )
 
     def check(ours, name):
         torch.testing.assert_close(ours, torch.from_numpy(data[name]), rtol=0, atol=1e-5)

@@ -4,16 +4,27 @@ import sys
 import pytest
 import torch
 
-from mmhcnet.ops import (BACKENDS, backend, gelu_dwconv, gelu_dwconv_ref, group_norm_1,
-                         group_norm_1_ref, heat_step, heat_step_ref)
+from mmhcnet.ops import (
+    BACKENDS,
+    backend,
+    gelu_dwconv,
+    gelu_dwconv_ref,
+    group_norm_1,
+    group_norm_1_ref,
+    heat_step,
+    heat_step_ref,
+)
 from mmhcnet.tracing import is_exporting
 
 X = torch.randn(2, 3, 4, 5)
-OPERATORS = [(heat_step, heat_step_ref, (torch.rand(3, 4), torch.rand(2, 3, 1, 1))),
-             (gelu_dwconv, gelu_dwconv_ref, (torch.rand(3, 1, 3, 3), )),
-             (group_norm_1, group_norm_1_ref, (torch.rand(3), torch.rand(3)))]
-operators = pytest.mark.parametrize('op, ref, parameters', OPERATORS,
-                                    ids=[op.__name__ for op, _, _ in OPERATORS])
+OPERATORS = [
+    (heat_step, heat_step_ref, (torch.rand(3, 4), torch.rand(2, 3, 1, 1))),
+    (gelu_dwconv, gelu_dwconv_ref, (torch.rand(3, 1, 3, 3),)),
+    (group_norm_1, group_norm_1_ref, (torch.rand(3), torch.rand(3))),
+]
+operators = pytest.mark.parametrize(
+    'op, ref, parameters', OPERATORS, ids=[op.__name__ for op, _, _ in OPERATORS]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,15 +57,20 @@ def test_plain_torch_on_the_cpu(op, ref, parameters, dtype, name):
 
 @operators
 def test_unknown_backend(op, ref, parameters):
-    with pytest.raises(ValueError, match=r"backend must be one of \('auto', 'triton', 'torch'\), "
-                                         "got 'cuda'"):
+    with pytest.raises(
+        ValueError,
+        match=r"backend must be one of \('auto', 'triton', 'torch'\), "
+        "got 'cuda'",
+    ):
         op(X, *parameters, backend='cuda')
 
 
 @operators
 def test_triton_needs_a_gpu(op, ref, parameters, installed):
-    with pytest.raises(RuntimeError, match="needs a tensor on a GPU, got one on cpu: move it "
-                                           "there, or use backend='auto'"):
+    with pytest.raises(
+        RuntimeError,
+        match="needs a tensor on a GPU, got one on cpu: move it there, or use backend='auto'",
+    ):
         op(X, *parameters, backend='triton')
 
 
@@ -75,9 +91,16 @@ def test_triton_refuses_float64(op, ref, parameters, which, installed, monkeypat
         op(*inputs, backend='triton')
 
 
-@pytest.mark.parametrize('dtype, fused', [(torch.float32, True), (torch.float16, True),
-                                          (torch.bfloat16, True), (torch.float64, False),
-                                          (torch.int64, False)])
+@pytest.mark.parametrize(
+    'dtype, fused',
+    [
+        (torch.float32, True),
+        (torch.float16, True),
+        (torch.bfloat16, True),
+        (torch.float64, False),
+        (torch.int64, False),
+    ],
+)
 def test_auto_on_a_gpu(dtype, fused, installed):
     assert backend.use_triton('auto', on_gpu(dtype)) == fused
     assert backend.use_triton('auto', on_gpu(torch.float32), on_gpu(dtype)) == fused
@@ -100,7 +123,7 @@ def test_auto_leaves_transforms_to_plain_torch(installed, monkeypatch):
     function(X)
     torch.func.grad(function)(X)
     torch.func.vmap(function)(X)
-    torch.func.jvp(function, (X, ), (X, ))
+    torch.func.jvp(function, (X,), (X,))
     assert fused == [True, False, False, False]
 
 
@@ -111,7 +134,6 @@ def test_auto_does_not_interpret(installed, monkeypatch):
 
 
 class OneIfExporting(torch.nn.Module):
-
     def forward(self, x):
         return x + (1 if is_exporting() else 0)
 
@@ -124,8 +146,9 @@ def test_exported_graphs_are_plain_torch():
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
 @pytest.mark.parametrize('strict', [True, False])
 def test_torch_export_is_plain_torch(strict):
-    assert torch.equal(torch.export.export(OneIfExporting(), (X, ), strict=strict).module()(X),
-                       X + 1)
+    assert torch.equal(
+        torch.export.export(OneIfExporting(), (X,), strict=strict).module()(X), X + 1
+    )
 
 
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')

@@ -2,6 +2,7 @@
 
 Plain torch on a CPU; the fused kernels with Triton's interpreter or on a GPU.
 """
+
 import pytest
 import torch
 
@@ -35,8 +36,9 @@ def test_against_the_equation(shape, drop, dtype, name, device):
     z, to_k, keep, dr = (t if t is None else t.to(device) for t in (z, to_k, keep, dr))
     rate, rate_k, rate_mean = conduction_rate_forward(z, to_k, keep, name)
     assert rate.dtype == dtype and rate.shape == r.shape
-    torch.testing.assert_close(rate.cpu().double(), r, rtol=0,
-                               atol=1e-5 if dtype == torch.float32 else 4e-3)
+    torch.testing.assert_close(
+        rate.cpu().double(), r, rtol=0, atol=1e-5 if dtype == torch.float32 else 4e-3
+    )
     found = conduction_rate_backward(dr, rate_k, rate_mean, to_k, keep)
     for value, exact in zip((rate_k, rate_mean, *found), (k, mean, *expected)):
         assert value.dtype == torch.float32

@@ -1,4 +1,5 @@
 """The spectral solution of the heat equation against scipy's DCT and against its physics."""
+
 import math
 
 import pytest
@@ -47,8 +48,9 @@ def test_inverse_undoes_the_transform(size):
 def test_a_slice_of_channels_is_taken_as_it_is():
     wide = field((6, 5), channels=8)
     # Not equal on every processor: a product of another layout may add in another order.
-    torch.testing.assert_close(dct2(wide[..., 2:5]), dct2(wide[..., 2:5].contiguous()), rtol=0,
-                               atol=1e-14)
+    torch.testing.assert_close(
+        dct2(wide[..., 2:5]), dct2(wide[..., 2:5].contiguous()), rtol=0, atol=1e-14
+    )
 
 
 def test_eigenvalues():
@@ -59,11 +61,11 @@ def test_eigenvalues():
 @pytest.mark.parametrize('mode', [(0, 0), (1, 0), (0, 3), (2, 5), (11, 9)])
 def test_cosine_mode_decays_by_its_eigenvalue(mode):
     height, width = 12, 10
-    rows = torch.cos(math.pi * mode[0] * (torch.arange(height).double() + .5) / height)
-    columns = torch.cos(math.pi * mode[1] * (torch.arange(width).double() + .5) / width)
+    rows = torch.cos(math.pi * mode[0] * (torch.arange(height).double() + 0.5) / height)
+    columns = torch.cos(math.pi * mode[1] * (torch.arange(width).double() + 0.5) / width)
     u = (rows[:, None] * columns[None, :])[None, :, :, None]
     k = torch.tensor(0.37, dtype=torch.float64)
-    rate = (mode[0] * math.pi / height)**2 + (mode[1] * math.pi / width)**2
+    rate = (mode[0] * math.pi / height) ** 2 + (mode[1] * math.pi / width) ** 2
     torch.testing.assert_close(conduct(u, k), math.exp(-rate * 0.37) * u, rtol=0, atol=1e-13)
 
 
@@ -71,8 +73,7 @@ def test_cosine_mode_decays_by_its_eigenvalue(mode):
 def test_uniform_k_is_a_semigroup(size):
     u = field(size)
     k1, k2 = torch.rand(2, 3, dtype=torch.float64)
-    torch.testing.assert_close(conduct(conduct(u, k1), k2), conduct(u, k1 + k2),
-                               rtol=0, atol=1e-12)
+    torch.testing.assert_close(conduct(conduct(u, k1), k2), conduct(u, k1 + k2), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('size', SIZES)
@@ -80,27 +81,28 @@ def test_uniform_k_is_a_semigroup(size):
 def test_mean_is_conserved(size, per_mode):
     u = field(size)
     k = torch.rand(*size, 3, dtype=torch.float64) if per_mode else torch.rand(3).double()
-    torch.testing.assert_close(conduct(u, k).mean(dim=(1, 2)), u.mean(dim=(1, 2)),
-                               rtol=0, atol=1e-13)
+    torch.testing.assert_close(
+        conduct(u, k).mean(dim=(1, 2)), u.mean(dim=(1, 2)), rtol=0, atol=1e-13
+    )
 
 
 def test_no_conduction_and_endless_conduction():
     u = field((6, 7))
     torch.testing.assert_close(conduct(u, torch.zeros(1).double()), u, rtol=0, atol=1e-13)
     mean = u.mean(dim=(1, 2), keepdim=True).expand_as(u)
-    torch.testing.assert_close(conduct(u, torch.full((1, ), 1e4).double()), mean,
-                               rtol=0, atol=1e-12)
+    torch.testing.assert_close(conduct(u, torch.full((1,), 1e4).double()), mean, rtol=0, atol=1e-12)
 
 
 def test_agrees_with_many_small_explicit_steps_for_a_smooth_field():
     # Smooth: there the five-point stencil's eigenvalues are those of the cosines to 1 %.
     from mmhcnet.ops import heat_step
-    i = (torch.arange(40).double() + .5) / 40
+
+    i = (torch.arange(40).double() + 0.5) / 40
     u = (torch.cos(math.pi * i)[:, None] * torch.cos(2 * math.pi * i)[None, :])[None, :, :, None]
     z, w = u.permute(0, 3, 1, 2), torch.ones(1, 4, dtype=torch.float64)
     for _ in range(200):
         z = heat_step(z, w, 0.1)
-    exact = conduct(u, torch.tensor(20., dtype=torch.float64)).permute(0, 3, 1, 2)
+    exact = conduct(u, torch.tensor(20.0, dtype=torch.float64)).permute(0, 3, 1, 2)
     torch.testing.assert_close(z, exact, rtol=0, atol=2e-3)
 
 
@@ -116,8 +118,9 @@ def test_decay_of_low_precision_k_is_float32(dtype):
     k = torch.rand(5, 6, 2).to(dtype)
     decay = spectral_decay(k, 5, 6)
     assert decay.dtype == torch.float32
-    torch.testing.assert_close(decay.double(), spectral_decay(k.double(), 5, 6), rtol=1e-5,
-                               atol=1e-7)
+    torch.testing.assert_close(
+        decay.double(), spectral_decay(k.double(), 5, 6), rtol=1e-5, atol=1e-7
+    )
     assert spectral_decay(torch.rand(2).double(), 5, 6).dtype == torch.float64
 
 

@@ -7,20 +7,39 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmhcnet.ops import (gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref,
-                         group_norm_1_backward, group_norm_1_forward, group_norm_1_ref,
-                         heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed,
-                         norm_gate_backward, norm_gate_forward)
+from mmhcnet.ops import (
+    gelu_dwconv_backward,
+    gelu_dwconv_forward,
+    gelu_dwconv_ref,
+    group_norm_1_backward,
+    group_norm_1_forward,
+    group_norm_1_ref,
+    heat_step_forward,
+    heat_step_ref,
+    heat_step_sums,
+    heat_step_transposed,
+    norm_gate_backward,
+    norm_gate_forward,
+)
 
 from .where import INTERPRETED, KERNELS
 
-WHERE = KERNELS if INTERPRETED else [
-    ('torch', 'cpu'), *(('torch', device) for _, device in KERNELS), *KERNELS]
+WHERE = (
+    KERNELS
+    if INTERPRETED
+    else [('torch', 'cpu'), *(('torch', device) for _, device in KERNELS), *KERNELS]
+)
 # Also two and four samples to a program of the kernels, and strips of 7 and of 8 columns.
 SHAPES = [(2, 3, 3, 9), (2, 64, 2, 8), (4, 32, 2, 7), (1, 70, 2, 2), (1, 2, 15, 1), (1, 1, 1, 1)]
 if not INTERPRETED:
-    SHAPES += [(3, 2, 7, 7), (1, 3, 13, 5), (1, 2, 1, 8), (4, 64, 56, 56), (2, 320, 14, 14),
-               (3, 100, 31, 45)]
+    SHAPES += [
+        (3, 2, 7, 7),
+        (1, 3, 13, 5),
+        (1, 2, 1, 8),
+        (4, 64, 56, 56),
+        (2, 320, 14, 14),
+        (3, 100, 31, 45),
+    ]
 everywhere = pytest.mark.parametrize('name, device', WHERE, ids=['-'.join(w) for w in WHERE])
 shapes = pytest.mark.parametrize('shape', SHAPES)
 stencils = pytest.mark.parametrize('stencil', ['anisotropic', 'isotropic'])
@@ -34,7 +53,7 @@ def full_precision(monkeypatch):
 
 def dtypes(name, shape):
     if INTERPRETED:  # which is slow.
-        return [torch.float32, torch.bfloat16][:1 + (shape == SHAPES[0])]
+        return [torch.float32, torch.bfloat16][: 1 + (shape == SHAPES[0])]
     return [torch.float32, torch.bfloat16] + [torch.float64] * (name == 'torch')
 
 
@@ -93,8 +112,9 @@ def heat_inputs(shape, stencil):
 @offsets
 def test_heat_step_forward(shape, stencil, offset, name, device):
     for dtype in dtypes(name, shape):
-        low, exact = rounded(heat_inputs(shape, stencil) + [per_channel(shape, offset)], dtype,
-                             device)
+        low, exact = rounded(
+            heat_inputs(shape, stencil) + [per_channel(shape, offset)], dtype, device
+        )
         added = 0 if offset is None else exact[3][:, :, None, None]
         u = heat_step_forward(*low, backend=name)
         assert_close([u], [heat_step_ref(*exact[:3]) + added], dtype)
@@ -125,9 +145,11 @@ def test_heat_step_pieces_broadcast_k(k, stencil, name, device):
     _, dz, dw, dk = gradients(heat_step_ref, [z, w, rate.expand(2, 3, 1, 1)], dout)
     z, w, dout = (t if t is None else t.float().to(device) for t in (z, w, dout))
     low = k if isinstance(k, float) else rate.float().to(device)
-    assert_close([heat_step_forward(z, w, low, backend=name)],
-                 [heat_step_ref(z.double(), w if w is None else w.double(),
-                                rate.to(device)).cpu()], torch.float32)
+    assert_close(
+        [heat_step_forward(z, w, low, backend=name)],
+        [heat_step_ref(z.double(), w if w is None else w.double(), rate.to(device)).cpu()],
+        torch.float32,
+    )
     assert_close([heat_step_transposed(dout, w, low, backend=name)], [dz], torch.float32)
     if not isinstance(k, float):
         assert_close(heat_step_sums(dout, z, w, low, backend=name), [dk, dw], torch.float32)
@@ -151,8 +173,12 @@ def test_gelu_dwconv(shape, scaled, name, device):
         bias = torch.zeros(shape[1], dtype=torch.float64)
         g, dp, dweight, dbias = gradients(plain, [*exact[:2], bias], exact[3])
         assert_close([gelu_dwconv_forward(p, weight, scale, backend=name)], [g], dtype)
-        assert_close(gelu_dwconv_backward(dg, p, weight, scale, backend=name),
-                     [dp, dweight, dbias], dtype, sums=(1, 2))
+        assert_close(
+            gelu_dwconv_backward(dg, p, weight, scale, backend=name),
+            [dp, dweight, dbias],
+            dtype,
+            sums=(1, 2),
+        )
 
 
 @everywhere
@@ -163,8 +189,14 @@ def test_group_norm(shape, offset, skips, name, device):
     if shape == (1, 1, 1, 1):
         shape = (2, 1, 2, 1)  # One number alone has no variance.
     for dtype in dtypes(name, shape):
-        inputs = [field(shape) + .5, normal(shape[1]) + 1, normal(shape[1]),
-                  per_channel(shape, offset), field(shape), field(shape) if skips else None]
+        inputs = [
+            field(shape) + 0.5,
+            normal(shape[1]) + 1,
+            normal(shape[1]),
+            per_channel(shape, offset),
+            field(shape),
+            field(shape) if skips else None,
+        ]
         (x, weight, bias, shift, dy, residual), exact = rounded(inputs, dtype, device)
 
         def plain(x, weight, bias):
@@ -189,7 +221,7 @@ def test_norm_gate(shape, gated, name, device):
         wide = normal(*shape[:3], 2 * shape[3])
         inputs = [normal(*shape), wide, normal(shape[3]) + 1, normal(shape[3]), normal(*shape)]
         (u, wide, weight, bias, dy), exact = rounded(inputs, dtype, device)
-        gate, exact_gate = (t[..., shape[3]:] for t in (wide, exact[1]))
+        gate, exact_gate = (t[..., shape[3] :] for t in (wide, exact[1]))
         if gated == 'whole':
             gate = gate.contiguous()
         if gated is None:
@@ -199,19 +231,21 @@ def test_norm_gate(shape, gated, name, device):
             y = F.layer_norm(u, u.shape[3:], weight, bias, 1e-5)
             return y if gate is None else y * F.silu(gate)
 
-        y, du, dgate, dweight, dbias = gradients(plain, [exact[0], exact_gate, *exact[2:4]],
-                                                 exact[4])
+        y, du, dgate, dweight, dbias = gradients(
+            plain, [exact[0], exact_gate, *exact[2:4]], exact[4]
+        )
         found, mean, rstd = norm_gate_forward(u, gate, weight, bias, 1e-5, backend=name)
         assert mean.shape == rstd.shape == (*shape[:3], 1)
         assert_close([found], [y], dtype)
-        for out in (None, torch.full_like(wide, 7.)) if gated else (None, ):
-            place = None if out is None else out[..., shape[3]:]
-            found = norm_gate_backward(dy, u, gate, weight, bias, mean, rstd, backend=name,
-                                       dgate_out=place)
+        for out in (None, torch.full_like(wide, 7.0)) if gated else (None,):
+            place = None if out is None else out[..., shape[3] :]
+            found = norm_gate_backward(
+                dy, u, gate, weight, bias, mean, rstd, backend=name, dgate_out=place
+            )
             assert_close(found, [du, dgate, dweight, dbias], dtype, sums=(2, 3))
             if out is not None:
                 assert found[1].data_ptr() == place.data_ptr()
-                assert (out[..., :shape[3]] == 7).all()
+                assert (out[..., : shape[3]] == 7).all()
 
 
 @everywhere
@@ -222,8 +256,9 @@ def test_where_the_gradient_of_the_gate_goes_need_not_be_evenly_spaced(name, dev
     expected = norm_gate_backward(dy, u, gate, weight, bias, mean, rstd, backend=name)
     place = torch.zeros(2, 3, 8, 5, device=device)[:, :, :4]
     strided = torch.zeros(2, 3, 4, 10, device=device)[..., ::2].copy_(gate)
-    found = norm_gate_backward(dy, u, strided, weight, bias, mean, rstd, backend=name,
-                               dgate_out=place)
+    found = norm_gate_backward(
+        dy, u, strided, weight, bias, mean, rstd, backend=name, dgate_out=place
+    )
     torch.testing.assert_close(found, expected)
     assert torch.equal(place, found[1])
 
@@ -231,11 +266,16 @@ def test_where_the_gradient_of_the_gate_goes_need_not_be_evenly_spaced(name, dev
 @everywhere
 def test_one_offset_for_all_samples(name, device):
     z, w, k = (t.float().to(device) for t in heat_inputs((2, 3, 3, 4), 'anisotropic'))
-    weight, bias, offset = (torch.rand(n, device=device) for n in ((3, ), (3, ), (1, 3)))
-    for function, inputs in [(heat_step_forward, (z, w, k)), (heat_step_transposed, (z, w, k)),
-                             (group_norm_1_forward, (z, weight, bias, 1e-5))]:
-        torch.testing.assert_close(function(*inputs, offset, backend=name),
-                                   function(*inputs, offset.expand(2, 3), backend=name))
+    weight, bias, offset = (torch.rand(n, device=device) for n in ((3,), (3,), (1, 3)))
+    for function, inputs in [
+        (heat_step_forward, (z, w, k)),
+        (heat_step_transposed, (z, w, k)),
+        (group_norm_1_forward, (z, weight, bias, 1e-5)),
+    ]:
+        torch.testing.assert_close(
+            function(*inputs, offset, backend=name),
+            function(*inputs, offset.expand(2, 3), backend=name),
+        )
 
 
 @everywhere
@@ -243,7 +283,7 @@ def test_pieces_of_half_fields_take_parameters_in_float32(name, device):
     # As in mixed precision: fields in bfloat16, parameters and statistics in float32.
     shape = (2, 4, 3, 5)
     z, dy = (field(shape).bfloat16().to(device) for _ in range(2))
-    w, weight, bias = (torch.rand(n, device=device) for n in ((4, 4), (4, ), (4, )))
+    w, weight, bias = (torch.rand(n, device=device) for n in ((4, 4), (4,), (4,)))
     scale, k = torch.rand(2, device=device), torch.rand(2, 4, 1, 1, device=device).bfloat16()
     offset = torch.rand(1, 4, device=device)
     exact = [t.double().cpu() for t in (z, w, k, offset)]
@@ -255,8 +295,9 @@ def test_pieces_of_half_fields_take_parameters_in_float32(name, device):
     dx, dweight, dbias = group_norm_1_backward(dy, z, weight, mean, rstd, dy, offset, backend=name)
     v = z.permute(0, 2, 3, 1)
     n, *statistics = norm_gate_forward(v, v, weight, bias, 1e-5, backend=name)
-    du, dgate, *affine = norm_gate_backward(dy.permute(0, 2, 3, 1).contiguous(), v, v, weight,
-                                            bias, *statistics, backend=name)
+    du, dgate, *affine = norm_gate_backward(
+        dy.permute(0, 2, 3, 1).contiguous(), v, v, weight, bias, *statistics, backend=name
+    )
     assert {t.dtype for t in (u, dz, y, dx, n, du, dgate)} == {torch.bfloat16}
     assert {t.dtype for t in (dk, dw, dweight, dbias, *affine)} == {torch.float32}
     if name == 'triton' or device == 'cuda':

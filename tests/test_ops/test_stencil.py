@@ -1,4 +1,5 @@
 """The heat step against a loop that is written down from the equation, in float64."""
+
 import math
 
 import pytest
@@ -35,7 +36,8 @@ def loop_flux(z, w):
                     differences = [
                         ((z[b, c, i + di, j + dj] - z[b, c, i, j]).item(), n)
                         for n, (di, dj) in enumerate(offsets)
-                        if 0 <= i + di < height and 0 <= j + dj < width]
+                        if 0 <= i + di < height and 0 <= j + dj < width
+                    ]
                     if w is None:
                         total = sum(d for d, _ in differences) / max(len(differences), 1)
                     else:
@@ -70,14 +72,14 @@ def test_lower_precision_keeps_dtype_and_value(stencil, dtype, atol):
 def test_unit_impulse_returns_the_stencil():
     z = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
     z[0, 0, 2, 2] = 1
-    w = torch.tensor([[.1, .2, .3, .4]], dtype=torch.float64)
+    w = torch.tensor([[0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
     h = heat_flux(z, w)[0, 0]
     # The pixel above the impulse has it as its lower neighbour, i + 1: weight w1.
-    assert h[1, 2] == pytest.approx(.1)
-    assert h[3, 2] == pytest.approx(.2)
-    assert h[2, 1] == pytest.approx(.3)
-    assert h[2, 3] == pytest.approx(.4)
-    assert h[2, 2] == pytest.approx(-1.)
+    assert h[1, 2] == pytest.approx(0.1)
+    assert h[3, 2] == pytest.approx(0.2)
+    assert h[2, 1] == pytest.approx(0.3)
+    assert h[2, 3] == pytest.approx(0.4)
+    assert h[2, 2] == pytest.approx(-1.0)
     assert h.count_nonzero() == 5
 
 
@@ -102,16 +104,17 @@ def test_zero_flux_at_the_border():
     # insulated border means: a pixel at the border sees the same flux as one next to its mirror.
     half = torch.rand(1, 1, 5, 4, dtype=torch.float64)
     mirrored = torch.cat([half.flip(3), half], dim=3)
-    w = torch.full((1, 4), .25, dtype=torch.float64)
-    torch.testing.assert_close(heat_flux(mirrored, w)[..., 4:], heat_flux(half, w),
-                               rtol=0, atol=1e-15)
+    w = torch.full((1, 4), 0.25, dtype=torch.float64)
+    torch.testing.assert_close(
+        heat_flux(mirrored, w)[..., 4:], heat_flux(half, w), rtol=0, atol=1e-15
+    )
 
 
 @pytest.mark.parametrize('stencil', STENCILS)
 @pytest.mark.parametrize('k', [0.1, 0.5, 1.0])
 def test_maximum_principle_up_to_the_stability_limit(stencil, k):
     z = field((11, 9))
-    w = None if stencil == 'isotropic' else torch.full((3, 4), .25, dtype=torch.float64)
+    w = None if stencil == 'isotropic' else torch.full((3, 4), 0.25, dtype=torch.float64)
     low, high = z.amin(dim=(2, 3)), z.amax(dim=(2, 3))
     for _ in range(50):
         z = heat_step(z, w, k)
@@ -124,12 +127,12 @@ def test_stability_limit_of_the_anisotropic_stencil(k, grows):
     # The checkerboard is the mode that an explicit five-point step amplifies first: by |1 - 2k|
     # for Σw = 1, away from the border.
     i = torch.arange(64)
-    board = ((-1.)**(i[:, None] + i[None, :])).double()[None, None]
-    z, w = board, torch.full((1, 4), .25, dtype=torch.float64)
+    board = ((-1.0) ** (i[:, None] + i[None, :])).double()[None, None]
+    z, w = board, torch.full((1, 4), 0.25, dtype=torch.float64)
     for _ in range(20):
         z = heat_step(z, w, k)
     centre = z[0, 0, 32, 32].abs().item()
-    assert centre == pytest.approx(abs(1 - 2 * k)**20, rel=1e-9)
+    assert centre == pytest.approx(abs(1 - 2 * k) ** 20, rel=1e-9)
     assert (centre > 1) == grows
 
 
@@ -138,12 +141,14 @@ def test_cosine_mode_decays_by_its_eigenvalue(mode):
     # cos(π m (i + ½) / H) cos(π n (j + ½) / W) are the eigenvectors of the five-point stencil
     # with insulated borders.
     height, width, k = 12, 10, 0.6
-    rows = torch.cos(math.pi * mode[0] * (torch.arange(height).double() + .5) / height)
-    columns = torch.cos(math.pi * mode[1] * (torch.arange(width).double() + .5) / width)
+    rows = torch.cos(math.pi * mode[0] * (torch.arange(height).double() + 0.5) / height)
+    columns = torch.cos(math.pi * mode[1] * (torch.arange(width).double() + 0.5) / width)
     z = (rows[:, None] * columns[None, :])[None, None]
-    w = torch.tensor([[.3, .3, .1, .1]], dtype=torch.float64)
-    eigenvalue = -2 * (.3 * (1 - math.cos(math.pi * mode[0] / height)) +
-                       .1 * (1 - math.cos(math.pi * mode[1] / width)))
+    w = torch.tensor([[0.3, 0.3, 0.1, 0.1]], dtype=torch.float64)
+    eigenvalue = -2 * (
+        0.3 * (1 - math.cos(math.pi * mode[0] / height))
+        + 0.1 * (1 - math.cos(math.pi * mode[1] / width))
+    )
     torch.testing.assert_close(heat_step(z, w, k), (1 + k * eigenvalue) * z, rtol=0, atol=1e-14)
 
 

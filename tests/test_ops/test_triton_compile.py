@@ -1,12 +1,19 @@
 """Triton's compiler takes the kernels: what the interpreter runs, it may refuse. Needs no GPU."""
+
 import os
 import re
 
 import pytest
 import torch
 
-from mmhcnet.ops import (backend, gelu_dwconv, group_norm_1, heat_step, norm_gate_backward,
-                         norm_gate_forward)
+from mmhcnet.ops import (
+    backend,
+    gelu_dwconv,
+    group_norm_1,
+    heat_step,
+    norm_gate_backward,
+    norm_gate_forward,
+)
 
 if not backend._INSTALLED:
     pytest.skip('needs torch 2.7 and triton', allow_module_level=True)
@@ -20,8 +27,14 @@ PIXELS = dict(C=96, BLOCK=128, TILE=2048)
 # be left out, that are constants.
 KERNELS = [
     ('conduction_rate', '_sums', 'z', 'sums', '', dict(C=64, BLOCK=64, TILE=2048)),
-    ('conduction_rate', '_rate', 'rate', 'sums to_k k mean keep', 'keep',
-     dict(C=320, SAMPLES=16, CHANNELS=64)),
+    (
+        'conduction_rate',
+        '_rate',
+        'rate',
+        'sums to_k k mean keep',
+        'keep',
+        dict(C=320, SAMPLES=16, CHANNELS=64),
+    ),
     ('heat_step', '_anisotropic_forward', 'z out', 'w k added', 'added', STRIP),
     ('heat_step', '_anisotropic_sums', 'dout z', 'sums', '', STRIP),
     ('heat_step', '_anisotropic_transposed', 'dout dz', 'w k added', 'added', STRIP),
@@ -32,20 +45,46 @@ KERNELS = [
     ('gelu_dwconv', '_forward', 'x y', 'w scale', 'scale', STRIP),
     ('gelu_dwconv', '_backward', 'dy x dx', 'w scale sums', 'scale', STRIP),
     ('group_norm', '_statistics', 'x', 'offset means squares', 'offset', dict(C=64, BLOCK=4096)),
-    ('group_norm', '_forward', 'x y', 'weight bias offset means squares mean rstd', 'offset',
-     dict(TILE, PARTS=32, STATISTICS_BLOCK=4096)),
+    (
+        'group_norm',
+        '_forward',
+        'x y',
+        'weight bias offset means squares mean rstd',
+        'offset',
+        dict(TILE, PARTS=32, STATISTICS_BLOCK=4096),
+    ),
     ('group_norm', '_sums', 'dy x', 'offset mean rstd sums', 'offset', TILE),
-    ('group_norm', '_combine_sums', '', 'sums weight combined means', '',
-     dict(C=64, BLOCK=64, ROWS=16)),
-    ('group_norm', '_backward', 'dy x residual dx', 'weight offset mean rstd means',
-     'offset residual', TILE),
+    (
+        'group_norm',
+        '_combine_sums',
+        '',
+        'sums weight combined means',
+        '',
+        dict(C=64, BLOCK=64, ROWS=16),
+    ),
+    (
+        'group_norm',
+        '_backward',
+        'dy x residual dx',
+        'weight offset mean rstd means',
+        'offset residual',
+        TILE,
+    ),
     ('norm_gate', '_forward', 'u gate y', 'weight bias mean rstd', 'gate', PIXELS),
-    ('norm_gate', '_backward', 'dy u gate du dgate', 'weight bias mean rstd sums',
-     'gate dgate', PIXELS),
+    (
+        'norm_gate',
+        '_backward',
+        'dy u gate du dgate',
+        'weight bias mean rstd sums',
+        'gate dgate',
+        PIXELS,
+    ),
 ]
 kernels = pytest.mark.parametrize(
-    'module, name, fields, numbers, options, constants', KERNELS,
-    ids=[f'{module}{name}' for module, name, *_ in KERNELS])
+    'module, name, fields, numbers, options, constants',
+    KERNELS,
+    ids=[f'{module}{name}' for module, name, *_ in KERNELS],
+)
 
 
 def compiled(module, name, fields, numbers, constants):
@@ -57,16 +96,24 @@ def compiled(module, name, fields, numbers, constants):
     from triton.compiler import ASTSource
 
     kernel = getattr(importlib.import_module(f'mmhcnet.ops.triton.{module}'), name)
-    types = {**dict.fromkeys(fields.split(), '*bf16'), **dict.fromkeys(numbers.split(), '*fp32'),
-             **dict.fromkeys(constants, 'constexpr'), 'eps': 'fp32'}
+    types = {
+        **dict.fromkeys(fields.split(), '*bf16'),
+        **dict.fromkeys(numbers.split(), '*fp32'),
+        **dict.fromkeys(constants, 'constexpr'),
+        'eps': 'fp32',
+    }
     signature = {argument: types.get(argument, 'i32') for argument in kernel.arg_names}
     # As Triton finds pointers, and numbers that it specialises on, to be.
-    aligned = {(n, ): [['tt.divisibility', 16]] for n, (argument, kind) in enumerate(
-        signature.items()) if kind.startswith('*') or argument.endswith('gate_stride')}
+    aligned = {
+        (n,): [['tt.divisibility', 16]]
+        for n, (argument, kind) in enumerate(signature.items())
+        if kind.startswith('*') or argument.endswith('gate_stride')
+    }
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned)
     warps = 1 if 'COLUMNS' in constants else 4
-    return triton.compile(source, target=GPUTarget('cuda', 90, 32),
-                          options=dict(num_warps=warps)).asm
+    return triton.compile(
+        source, target=GPUTarget('cuda', 90, 32), options=dict(num_warps=warps)
+    ).asm
 
 
 @kernels
@@ -105,13 +152,12 @@ def graphs(monkeypatch):
     from triton.backends.compiler import GPUTarget
 
     class Driver:
-
         def get_current_target(self):
             return GPUTarget('cuda', 90, 32)
 
     def compiler(graph, inputs):
         found.append(graph)
-        outputs, = graph.graph.find_nodes(op='output')
+        (outputs,) = graph.graph.find_nodes(op='output')
 
         def zero(value):
             shape, stride = ([int(n) for n in numbers] for numbers in (value.shape, value.stride()))
@@ -140,8 +186,14 @@ def kernels_in(graph):
 
 
 def inputs_of(channels, *size):
-    shapes = [(2, channels, *size), (channels, 4), (2, channels, 1, 1), (channels, ), (channels, ),
-              (channels, 1, 3, 3)]
+    shapes = [
+        (2, channels, *size),
+        (channels, 4),
+        (2, channels, 1, 1),
+        (channels,),
+        (channels,),
+        (channels, 1, 3, 3),
+    ]
     return [torch.rand(shape).requires_grad_() for shape in shapes]
 
 
@@ -176,8 +228,9 @@ def test_compilers_see_where_the_gradient_of_the_gate_goes(graphs):
     assert [kernels_in(graph) for graph in found] == [2]
 
 
-@pytest.mark.parametrize('family, channels, launches', [('HcNet', 64, [6, 11]),
-                                                        ('VHeat', 96, [3, 6])])
+@pytest.mark.parametrize(
+    'family, channels, launches', [('HcNet', 64, [6, 11]), ('VHeat', 96, [3, 6])]
+)
 def test_compilers_see_through_a_block(graphs, monkeypatch, family, channels, launches):
     import mmhcnet
     from mmhcnet.models.backbones.hcnet import HcBlock

@@ -9,14 +9,28 @@ from mmhcnet.ops import backend
 
 
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
-@pytest.mark.parametrize('name', ['test_triton_kernels.py', 'test_pieces.py', 'test_blocks.py',
-                                  'test_conduction_rate.py'])
+@pytest.mark.parametrize(
+    'name',
+    ['test_triton_kernels.py', 'test_pieces.py', 'test_blocks.py', 'test_conduction_rate.py'],
+)
 def test_kernels_with_the_interpreter(name):
     # In a process of its own: Triton reads the variable when a kernel is defined, once for all.
     tests = Path(__file__).with_name(name)
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider',
-         str(tests)],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-p',
+            'no:xdist',
+            '-p',
+            'no:cacheprovider',
+            str(tests),
+        ],
         env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert result.returncode == 0, result.stdout

@@ -11,7 +11,8 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = dict(
     classification='configs/classification/hcnet_digits.py',
     detection='configs/detection/mask_rcnn_hcnet_digits.py',
-    segmentation='configs/segmentation/upernet_hcnet_digits.py')
+    segmentation='configs/segmentation/upernet_hcnet_digits.py',
+)
 
 
 @pytest.fixture(scope='session')
@@ -30,8 +31,13 @@ def tool():
         if script.endswith('.sh'):
             command = ['bash', str(ROOT / 'tools' / script)]
         done = subprocess.run(
-            [*command, *map(str, args)], cwd=ROOT, capture_output=True, text=True, timeout=600,
-            env={**os.environ, 'PYTHON': sys.executable, **env})
+            [*command, *map(str, args)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=600,
+            env={**os.environ, 'PYTHON': sys.executable, **env},
+        )
         if fails:
             assert done.returncode != 0, done.stdout
         else:
@@ -48,11 +54,17 @@ def small(digits):
     def options(task, **more):
         root = str(digits / task)
         opts = {
-            'train_dataloader.dataset.data_root': root, 'val_dataloader.dataset.data_root': root,
-            'test_dataloader.dataset.data_root': root, 'train_dataloader.num_workers': 0,
-            'train_dataloader.persistent_workers': False, 'val_dataloader.num_workers': 0,
-            'val_dataloader.persistent_workers': False, 'test_dataloader.num_workers': 0,
-            'test_dataloader.persistent_workers': False, 'default_hooks.logger.interval': 1}
+            'train_dataloader.dataset.data_root': root,
+            'val_dataloader.dataset.data_root': root,
+            'test_dataloader.dataset.data_root': root,
+            'train_dataloader.num_workers': 0,
+            'train_dataloader.persistent_workers': False,
+            'val_dataloader.num_workers': 0,
+            'val_dataloader.persistent_workers': False,
+            'test_dataloader.num_workers': 0,
+            'test_dataloader.persistent_workers': False,
+            'default_hooks.logger.interval': 1,
+        }
         if task == 'detection':
             truth = f'{root}/annotations/instances_val2017.json'
             opts.update({'val_evaluator.ann_file': truth, 'test_evaluator.ann_file': truth})

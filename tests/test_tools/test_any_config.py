@@ -1,4 +1,5 @@
 """Tools take channels, metrics and heads from the config, whatever they are."""
+
 from argparse import Namespace
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_channels_of_the_config(config, channels, tmp_path):
     pytest.importorskip('onnxruntime')
     part = exportable(cfg, None, (48, 48))
     export_onnx(part, str(tmp_path / 'a.onnx'), (48, 48), 17, part.outputs)
-    found, = check_onnx(part, str(tmp_path / 'a.onnx'), [(2, 48, 48)])
+    (found,) = check_onnx(part, str(tmp_path / 'a.onnx'), [(2, 48, 48)])
     assert found.ok and found.shape == (2, channels, 48, 48)
 
 
@@ -83,8 +84,9 @@ def test_a_picture_for_a_grey_model(config):
 def test_the_report_of_a_grey_model(config, tmp_path):
     path = config('cls', GREY.format(n=1, kind='grayscale'))
     import_task('mmpretrain')
-    page = report.write_report(Image.new('RGB', (64, 64), 'red'), [(str(path), 'none')],
-                               tmp_path / 'report', 64)
+    page = report.write_report(
+        Image.new('RGB', (64, 64), 'red'), [(str(path), 'none')], tmp_path / 'report', 64
+    )
     assert 'heat</h2>' in page.read_text() and (tmp_path / 'report/0/maps.png').is_file()
 
 
@@ -98,13 +100,30 @@ def draw(path, image, tmp_path):
     """What demo/image_demo.py says and draws with the weights of a config's untrained model."""
     cfg, model = model_of(path)
     dataset = DATASETS.build(dict(cfg.test_dataloader.dataset, lazy_init=True, pipeline=[]))
-    torch.save(dict(state_dict=model.state_dict(), meta=dict(dataset_meta=dict(
-        classes=dataset.metainfo.get('classes', ('a', 'b', 'c')),
-        palette=dataset.metainfo.get('palette')))), tmp_path / 'a.pth')
+    torch.save(
+        dict(
+            state_dict=model.state_dict(),
+            meta=dict(
+                dataset_meta=dict(
+                    classes=dataset.metainfo.get('classes', ('a', 'b', 'c')),
+                    palette=dataset.metainfo.get('palette'),
+                )
+            ),
+        ),
+        tmp_path / 'a.pth',
+    )
     demo = load_script(ROOT / 'demo' / 'image_demo.py')
-    args = Namespace(config=str(path), checkpoint=str(tmp_path / 'a.pth'), image=str(image),
-                     out_file=None, out_dir=str(tmp_path), device='cpu', score_thr=0.3,
-                     cfg_options=None, compile=None)
+    args = Namespace(
+        config=str(path),
+        checkpoint=str(tmp_path / 'a.pth'),
+        image=str(image),
+        out_file=None,
+        out_dir=str(tmp_path),
+        device='cpu',
+        score_thr=0.3,
+        cfg_options=None,
+        compile=None,
+    )
     _, drawing = demo.prepare(args)
     return drawing(str(image))
 
@@ -128,9 +147,20 @@ def test_label_maps_of_one_metric_or_several(config, several, tmp_path):
     more = "test_evaluator = [dict(type='IoUMetric', iou_metrics=['mIoU', 'mFscore'])]" * several
     (tmp_path / 'a.pth').touch()
     script = load_script(ROOT / 'tools' / 'test.py')
-    args = Namespace(config=str(config('seg', more)), checkpoint=str(tmp_path / 'a.pth'),
-                     cfg_options=None, work_dir=None, launcher='none', no_data_check=False,
-                     amp=False, show=False, show_dir=None, tta=False, out='maps', compile=None)
+    args = Namespace(
+        config=str(config('seg', more)),
+        checkpoint=str(tmp_path / 'a.pth'),
+        cfg_options=None,
+        work_dir=None,
+        launcher='none',
+        no_data_check=False,
+        amp=False,
+        show=False,
+        show_dir=None,
+        tta=False,
+        out='maps',
+        compile=None,
+    )
     cfg = script.build_config(args)
     metric = cfg.test_evaluator[0] if several else cfg.test_evaluator
     assert (metric.output_dir, metric.keep_results) == ('maps', True)
@@ -142,6 +172,7 @@ def test_a_bare_name_gets_its_scope(config):
     import_task(cfg.default_scope)
     with pytest.raises(KeyError) as error:
         build_model(cfg)
-    assert explain(error.value) == ("there is no model of type 'HcNet' in mmdet; write it with its "
-                                    "scope: 'mmhcnet.HcNet'")
+    assert explain(error.value) == (
+        "there is no model of type 'HcNet' in mmdet; write it with its scope: 'mmhcnet.HcNet'"
+    )
     assert mmhcnet.HcNet

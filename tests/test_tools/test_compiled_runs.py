@@ -1,4 +1,5 @@
 """--compile in training, on the digits recipe of each task."""
+
 import pytest
 import torch
 from mmengine.registry import RUNNERS
@@ -14,7 +15,8 @@ from .conftest import CONFIGS, ROOT
 def one_rank(tmp_path, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
     torch.distributed.init_process_group(
-        'gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1)
+        'gloo', init_method=f'file://{tmp_path}/group', rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -24,13 +26,18 @@ def run(task, digits, tmp_path):
     """Train for some iterations in this process; returns losses, weights, their change, the log."""
 
     def run(name, iterations, compiling, resume=False, **settings):
-        cfg = load_config(str(ROOT / CONFIGS[task]), {
-            'train_dataloader.dataset.data_root': str(digits / task),
-            'train_dataloader.batch_size': 2,
-            'train_dataloader.num_workers': 0,
-            'train_dataloader.persistent_workers': False,
-            'default_hooks.checkpoint.interval': 2,
-            'default_hooks.checkpoint.by_epoch': False}, str(tmp_path / name))
+        cfg = load_config(
+            str(ROOT / CONFIGS[task]),
+            {
+                'train_dataloader.dataset.data_root': str(digits / task),
+                'train_dataloader.batch_size': 2,
+                'train_dataloader.num_workers': 0,
+                'train_dataloader.persistent_workers': False,
+                'default_hooks.checkpoint.interval': 2,
+                'default_hooks.checkpoint.by_epoch': False,
+            },
+            str(tmp_path / name),
+        )
         cfg.train_cfg = dict(type='mmhcnet.IterTrainLoop', max_iters=iterations)
         # AdamW would make as much of a gradient that is 0 up to rounding as of any other.
         cfg.optim_wrapper = dict(optimizer=dict(type='SGD', lr=1e-4))
@@ -46,9 +53,10 @@ def run(task, digits, tmp_path):
         before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
         with compiled(runner, 'blocks' if compiling else None):
             runner.train()
-        change = torch.cat([(p.detach() - before[name]).flatten()
-                            for name, p in runner.model.named_parameters()])
-        log, = (tmp_path / name / runner.timestamp).glob('*.log')
+        change = torch.cat(
+            [(p.detach() - before[name]).flatten() for name, p in runner.model.named_parameters()]
+        )
+        (log,) = (tmp_path / name / runner.timestamp).glob('*.log')
         losses = runner.message_hub.get_scalar('train/loss').data[0]
         return losses, runner.model.state_dict(), change, log.read_text()
 
@@ -77,10 +85,16 @@ def test_losses_and_exact_resume(task, run):
 @pytest.mark.parametrize('task', ['classification'])
 def test_with_accumulation_moving_average_and_distributed(task, run, traced, one_rank):
     settings = dict(
-        launcher='pytorch', optim_wrapper=dict(accumulative_counts=2),
+        launcher='pytorch',
+        optim_wrapper=dict(accumulative_counts=2),
         custom_hooks=[dict(type='EMAHook')],
-        model_wrapper_cfg=dict(type='MMDistributedDataParallel', device_ids=None,
-                               broadcast_buffers=False, find_unused_parameters=False))
+        model_wrapper_cfg=dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=False,
+        ),
+    )
     plain, weights, _, _ = run('plain', 4, compiling=False, **settings)
     losses, compiled_weights, _, log = run('compiled', 4, compiling=True, **settings)
     assert '--compile: 4 compilations for 5 blocks took ' in log

@@ -1,4 +1,5 @@
 """Several ranks do what one process does, on one machine and on two hosts."""
+
 import os
 import shutil
 import subprocess
@@ -48,8 +49,16 @@ def batch(size):
 def test_two_ranks_are_one_process(tool, config, tmp_path):
     env = dict(CUDA_VISIBLE_DEVICES='')
     tool('train.py', config, '--work-dir', tmp_path / 'one', *batch(16), **env)
-    tool('dist_train.sh', config, 2, '--work-dir', tmp_path / 'two', *batch(8), PORT=free_port(),
-         **env)
+    tool(
+        'dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        tmp_path / 'two',
+        *batch(8),
+        PORT=free_port(),
+        **env,
+    )
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
     start = weights(tmp_path / 'one', 1)
     assert any(not torch.equal(start[key], one[key]) for key in one)
@@ -59,8 +68,18 @@ def test_two_ranks_are_one_process(tool, config, tmp_path):
 
     # Two ranks that go on from the first epoch end as two that were not interrupted.
     resumed = tmp_path / 'resumed'
-    tool('dist_train.sh', config, 2, '--work-dir', resumed, '--resume',
-         tmp_path / 'two' / 'epoch_1.pth', *batch(8), PORT=free_port(), **env)
+    tool(
+        'dist_train.sh',
+        config,
+        2,
+        '--work-dir',
+        resumed,
+        '--resume',
+        tmp_path / 'two' / 'epoch_1.pth',
+        *batch(8),
+        PORT=free_port(),
+        **env,
+    )
     assert all(torch.equal(value, two[key]) for key, value in weights(resumed).items())
 
 
@@ -79,11 +98,26 @@ def hosts():
         pytest.skip('no network namespace can be made on this machine')
     try:
         netns('netns', 'add', names[1])
-        netns('link', 'add', f'v{mark}0', 'netns', names[0], 'type', 'veth', 'peer', 'name',
-              f'v{mark}1', 'netns', names[1])
+        netns(
+            'link',
+            'add',
+            f'v{mark}0',
+            'netns',
+            names[0],
+            'type',
+            'veth',
+            'peer',
+            'name',
+            f'v{mark}1',
+            'netns',
+            names[1],
+        )
         for i, name in enumerate(names):
-            for command in (['addr', 'add', f'10.213.7.{i + 1}/24', 'dev', f'v{mark}{i}'],
-                            ['link', 'set', f'v{mark}{i}', 'up'], ['link', 'set', 'lo', 'up']):
+            for command in (
+                ['addr', 'add', f'10.213.7.{i + 1}/24', 'dev', f'v{mark}{i}'],
+                ['link', 'set', f'v{mark}{i}', 'up'],
+                ['link', 'set', 'lo', 'up'],
+            ):
                 done = netns('-n', name, *command)
                 if done.returncode:
                     pytest.skip(f'no cable between two namespaces here: {done.stderr}')
@@ -97,13 +131,38 @@ def hosts():
 def test_two_hosts(hosts, config, tmp_path):
     processes = []
     for rank, (name, interface) in enumerate(hosts):
-        env = {**os.environ, 'PYTHON': sys.executable, 'NNODES': '2', 'NODE_RANK': str(rank),
-               'MASTER_ADDR': '10.213.7.1', 'PORT': '29555', 'GLOO_SOCKET_IFNAME': interface,
-               'CUDA_VISIBLE_DEVICES': ''}
-        processes.append(subprocess.Popen(
-            ['ip', 'netns', 'exec', name, 'bash', 'tools/dist_train.sh', str(config), '1',
-             '--work-dir', str(tmp_path / 'run'), *batch(8)],
-            cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
+        env = {
+            **os.environ,
+            'PYTHON': sys.executable,
+            'NNODES': '2',
+            'NODE_RANK': str(rank),
+            'MASTER_ADDR': '10.213.7.1',
+            'PORT': '29555',
+            'GLOO_SOCKET_IFNAME': interface,
+            'CUDA_VISIBLE_DEVICES': '',
+        }
+        processes.append(
+            subprocess.Popen(
+                [
+                    'ip',
+                    'netns',
+                    'exec',
+                    name,
+                    'bash',
+                    'tools/dist_train.sh',
+                    str(config),
+                    '1',
+                    '--work-dir',
+                    str(tmp_path / 'run'),
+                    *batch(8),
+                ],
+                cwd=ROOT,
+                env=env,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
     try:
         logs = [process.communicate(timeout=300)[0] for process in processes]
     finally:

@@ -14,9 +14,15 @@ TOOL = 'deployment/export_onnx.py'
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('task, family', [
-    ('classification', 'hcnet'), ('classification', 'vheat'), ('detection', 'hcnet'),
-    ('segmentation', 'hcnet')])
+@pytest.mark.parametrize(
+    'task, family',
+    [
+        ('classification', 'hcnet'),
+        ('classification', 'vheat'),
+        ('detection', 'hcnet'),
+        ('segmentation', 'hcnet'),
+    ],
+)
 def test_export(task, family, tool, tmp_path):
     onnxruntime = pytest.importorskip('onnxruntime')
     out = tmp_path / 'new' / 'model.onnx'
@@ -41,28 +47,39 @@ def test_export(task, family, tool, tmp_path):
 def test_checkpoint_of_another_model(tool, tmp_path):
     pytest.importorskip('onnxruntime')
     torch.save(dict(state_dict={'backbone.conv1.weight': torch.zeros(1)}), tmp_path / 'a.pth')
-    line = the_line(tool(TOOL, CONFIGS['classification'], tmp_path / 'a.pth', '--out',
-                         tmp_path / 'a.onnx', fails=True))
+    line = the_line(
+        tool(
+            TOOL,
+            CONFIGS['classification'],
+            tmp_path / 'a.pth',
+            '--out',
+            tmp_path / 'a.onnx',
+            fails=True,
+        )
+    )
     assert 'is a checkpoint of another model' in line
     assert not (tmp_path / 'a.onnx').exists()
 
 
 @pytest.mark.skipif(importlib.util.find_spec('onnx') is not None, reason='onnx is installed')
 def test_without_onnx(tool, tmp_path):
-    line = the_line(tool(TOOL, CONFIGS['classification'], '--out', tmp_path / 'a.onnx',
-                         fails=True))
+    line = the_line(tool(TOOL, CONFIGS['classification'], '--out', tmp_path / 'a.onnx', fails=True))
     assert line.endswith(': pip install onnx onnxruntime')
 
 
-@pytest.mark.parametrize('args, message', [
-    ((), 'the following arguments are required: --out'),
-    (('--out', 'FOLDER'), "--out is a file to write, and '.*' is a folder"),
-    (('--out', 'a.onnx', '--shape', '0'), '--shape takes pixels, got 0'),
-    (('--out', 'a.onnx', '--shape', '64', '-1'), '--shape takes pixels, got -1'),
-    (('--out', 'a.onnx', '--shape', '1', '2', '3'), '--shape takes H and W'),
-    (('--out', 'a.onnx', '--shape', 'big'), "--shape: invalid int value: 'big'"),
-    (('--out', 'a.onnx', '--opset', '3'), '--opset: invalid choice: 3 .choose from '),
-    (('--out', 'a.onnx', '--opset', 'x'), "--opset: invalid int value: 'x'")])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        ((), 'the following arguments are required: --out'),
+        (('--out', 'FOLDER'), "--out is a file to write, and '.*' is a folder"),
+        (('--out', 'a.onnx', '--shape', '0'), '--shape takes pixels, got 0'),
+        (('--out', 'a.onnx', '--shape', '64', '-1'), '--shape takes pixels, got -1'),
+        (('--out', 'a.onnx', '--shape', '1', '2', '3'), '--shape takes H and W'),
+        (('--out', 'a.onnx', '--shape', 'big'), "--shape: invalid int value: 'big'"),
+        (('--out', 'a.onnx', '--opset', '3'), '--opset: invalid choice: 3 .choose from '),
+        (('--out', 'a.onnx', '--opset', 'x'), "--opset: invalid int value: 'x'"),
+    ],
+)
 def test_wrong_options(args, message, tmp_path, monkeypatch, capsys):
     args = [str(tmp_path) if arg == 'FOLDER' else arg for arg in args]
     monkeypatch.setattr(sys, 'argv', ['export_onnx.py', CONFIGS['classification'], *args])

@@ -3,6 +3,7 @@
 Three ways to a model of ours: the backbone by its dotted name in a config of the package, a whole
 config of ours as base, and a new-style config that imports the class.
 """
+
 import re
 import subprocess
 
@@ -59,57 +60,79 @@ default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 
 # A config of the package, and what puts our backbone into it.
 BACKBONE = {
-    'mmpretrain': ('resnet/resnet50_8xb32_in1k.py', f'''
+    'mmpretrain': (
+        'resnet/resnet50_8xb32_in1k.py',
+        f'''
 model = dict(
     backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}, out_indices=(3, )),
     head=dict(num_classes=10, in_channels=40, topk=(1, )))
-'''),
-    'mmdet': ('mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py', f'''
+''',
+    ),
+    'mmdet': (
+        'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        f'''
 model = dict(
     backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}),
     neck=dict(in_channels=[16, 24, 32, 40]))
-'''),
-    'mmseg': ('upernet/upernet_r50_4xb4-80k_ade20k-512x512.py', f'''
+''',
+    ),
+    'mmseg': (
+        'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
+        f'''
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     pretrained=None,
     backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}),
     decode_head=dict(in_channels=[16, 24, 32, 40], channels=32),
     auxiliary_head=dict(in_channels=32))
-'''),
+''',
+    ),
 }
 
 # A config of ours, and what makes it small. It names its arch, which a dict must replace.
 REPLACED = SMALL.replace('dict(', 'dict(_delete_=True, ', 1)
 WHOLE = {
-    'mmpretrain': ('classification/hcnet_t_in1k.py', f'''
+    'mmpretrain': (
+        'classification/hcnet_t_in1k.py',
+        f'''
 model = dict(
     backbone=dict(arch={REPLACED}),
     head=dict(in_channels=40))
-'''),
-    'mmdet': ('detection/mask_rcnn_hcnet_t_1x.py', f'''
+''',
+    ),
+    'mmdet': (
+        'detection/mask_rcnn_hcnet_t_1x.py',
+        f'''
 model = dict(backbone=dict(arch={REPLACED}), neck=dict(in_channels=[16, 24, 32, 40]))
-'''),
-    'mmseg': ('segmentation/upernet_hcnet_t_160k_ade20k.py', f'''
+''',
+    ),
+    'mmseg': (
+        'segmentation/upernet_hcnet_t_160k_ade20k.py',
+        f'''
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(arch={REPLACED}),
     decode_head=dict(in_channels=[16, 24, 32, 40], channels=32),
     auxiliary_head=dict(in_channels=32))
-'''),
+''',
+    ),
 }
 
 # A base of the user's own, whose types are imported classes, and the backbone's arguments.
 NEW_STYLE = {
-    'mmpretrain': ('''
+    'mmpretrain': (
+        '''
 from mmpretrain.models import CrossEntropyLoss, GlobalAveragePooling, ImageClassifier, LinearClsHead
 
 model = dict(
     type=ImageClassifier,
     neck=dict(type=GlobalAveragePooling),
     head=dict(type=LinearClsHead, num_classes=10, in_channels=40, loss=dict(type=CrossEntropyLoss)))
-''', f'arch={SMALL}, out_indices=(3, )'),
-    'mmdet': ('''
+''',
+        f'arch={SMALL}, out_indices=(3, )',
+    ),
+    'mmdet': (
+        '''
 from mmdet.models import FCOS, FPN, DetDataPreprocessor, FCOSHead
 
 model = dict(
@@ -119,8 +142,11 @@ model = dict(
     bbox_head=dict(
         type=FCOSHead, num_classes=10, in_channels=16, feat_channels=16, stacked_convs=1,
         strides=[4, 8, 16, 32, 64], norm_cfg=None))
-''', f'arch={SMALL}'),
-    'mmseg': ('''
+''',
+        f'arch={SMALL}',
+    ),
+    'mmseg': (
+        '''
 from mmseg.models import CrossEntropyLoss, EncoderDecoder, FCNHead, SegDataPreProcessor
 
 model = dict(
@@ -131,7 +157,9 @@ model = dict(
         loss_decode=dict(type=CrossEntropyLoss)),
     train_cfg=dict(),
     test_cfg=dict(mode='whole'))
-''', f'arch={SMALL}'),
+''',
+        f'arch={SMALL}',
+    ),
 }
 
 
@@ -142,11 +170,20 @@ def train(installed, digits):
     def run(package, folder):
         done = subprocess.run(
             [installed, '-c', f'import {package}; print({package}.__path__[0])'],
-            cwd=folder, env=outside(), capture_output=True, text=True, check=True)
+            cwd=folder,
+            env=outside(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         tool = done.stdout.split()[-1] + '/.mim/tools/train.py'
         done = subprocess.run(
-            [installed, tool, 'mine.py', '--work-dir', 'run'], cwd=folder, env=outside(),
-            capture_output=True, text=True)
+            [installed, tool, 'mine.py', '--work-dir', 'run'],
+            cwd=folder,
+            env=outside(),
+            capture_output=True,
+            text=True,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         losses = re.findall(r'\(train\).* loss: ([\d.]+)', done.stdout)
         assert len(losses) == 2
@@ -158,16 +195,20 @@ def train(installed, digits):
 
 def old_style(folder, base, model, data):
     (folder / 'mine.py').write_text(
-        f'_base_ = {base}\n{model}{data}{COMMON}'
-        'train_dataloader = dict(_delete_=True, **loader)\n')
+        f'_base_ = {base}\n{model}{data}{COMMON}train_dataloader = dict(_delete_=True, **loader)\n'
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('package', DATA)
 def test_backbone_by_name(package, train, digits, tmp_path):
     base, model = BACKBONE[package]
-    old_style(tmp_path, f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'", model,
-              DATA[package].replace('DATA', str(digits)))
+    old_style(
+        tmp_path,
+        f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'",
+        model,
+        DATA[package].replace('DATA', str(digits)),
+    )
     train(package, tmp_path)
 
 
@@ -189,7 +230,8 @@ def test_new_style_config(package, train, digits, tmp_path):
     (tmp_path / 'my_base.py').write_text(
         f'{model}{data}{COMMON}train_dataloader = loader\n'
         f"default_scope = '{package}'\n"
-        "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))\n")
+        "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))\n"
+    )
     (tmp_path / 'mine.py').write_text(f'''
 from mmengine.config import read_base
 from mmhcnet import HcNet

@@ -1,4 +1,5 @@
 """The inferencers of mmpretrain, mmdet and mmseg with our configs, and demo/image_demo.py."""
+
 import sys
 
 import numpy as np
@@ -15,7 +16,8 @@ DIGITS = tuple('0123456789')
 META = dict(
     classification=dict(classes=DIGITS),
     detection=dict(classes=DIGITS),
-    segmentation=dict(classes=('background', *DIGITS), palette=[[d, d, d] for d in range(11)]))
+    segmentation=dict(classes=('background', *DIGITS), palette=[[d, d, d] for d in range(11)]),
+)
 
 
 @pytest.fixture(scope='session')
@@ -38,8 +40,13 @@ def checkpoint(tmp_path_factory):
             torch.manual_seed(1)
             model = MODELS.build(cfg.model)
             model.init_weights()
-            torch.save(dict(state_dict=model.state_dict(),
-                            meta=dict(dataset_meta=META[task]) if meta else {}), path)
+            torch.save(
+                dict(
+                    state_dict=model.state_dict(),
+                    meta=dict(dataset_meta=META[task]) if meta else {},
+                ),
+                path,
+            )
         return config, str(path)
 
     return make
@@ -61,11 +68,12 @@ def load(config, path):
 @pytest.mark.parametrize('family', ['hcnet', 'vheat'])
 def test_classification_inferencer(family, checkpoint, scene, tmp_path):
     from mmpretrain import ImageClassificationInferencer
+
     config, weights = checkpoint('classification', family)
     # The size that the config resizes to.
     Image.open(scene).resize((48, 48)).save(tmp_path / 'digit.png')
     inferencer = ImageClassificationInferencer(config, weights, device='cpu')
-    result, = inferencer(str(tmp_path / 'digit.png'), show_dir=str(tmp_path / 'shown'))
+    (result,) = inferencer(str(tmp_path / 'digit.png'), show_dir=str(tmp_path / 'shown'))
     with torch.no_grad():
         wanted = load(config, weights)(normalised(tmp_path / 'digit.png'), mode='tensor')
     np.testing.assert_allclose(result['pred_scores'], wanted.softmax(1)[0], atol=1e-5)
@@ -77,12 +85,19 @@ def test_classification_inferencer(family, checkpoint, scene, tmp_path):
 def test_detection_inferencer(family, checkpoint, scene, tmp_path):
     from mmdet.apis import DetInferencer
     from mmdet.structures import DetDataSample
+
     config, weights = checkpoint('detection', family)
     inferencer = DetInferencer(config, weights, device='cpu', show_progress=False)
-    found, = inferencer(str(scene), out_dir=str(tmp_path), pred_score_thr=0.)['predictions']
-    sample = DetDataSample(metainfo=dict(
-        img_shape=(128, 128), ori_shape=(128, 128), scale_factor=(1., 1.),
-        batch_input_shape=(128, 128), pad_shape=(128, 128)))
+    (found,) = inferencer(str(scene), out_dir=str(tmp_path), pred_score_thr=0.0)['predictions']
+    sample = DetDataSample(
+        metainfo=dict(
+            img_shape=(128, 128),
+            ori_shape=(128, 128),
+            scale_factor=(1.0, 1.0),
+            batch_input_shape=(128, 128),
+            pad_shape=(128, 128),
+        )
+    )
     with torch.no_grad():
         wanted = load(config, weights).predict(normalised(scene), [sample])[0].pred_instances
     assert len(found['scores']) == len(wanted) > 0
@@ -97,12 +112,16 @@ def test_detection_inferencer(family, checkpoint, scene, tmp_path):
 @pytest.mark.parametrize('family', ['hcnet', 'vheat'])
 def test_segmentation_inferencer(family, checkpoint, scene, tmp_path):
     from mmseg.apis import MMSegInferencer
+
     config, weights = checkpoint('segmentation', family)
     inferencer = MMSegInferencer(config, weights, device='cpu')
     result = inferencer(str(scene), out_dir=str(tmp_path))
     with torch.no_grad():
-        wanted = load(config, weights).encode_decode(
-            normalised(scene), [dict(img_shape=(128, 128))])[0].argmax(0)
+        wanted = (
+            load(config, weights)
+            .encode_decode(normalised(scene), [dict(img_shape=(128, 128))])[0]
+            .argmax(0)
+        )
     # Ties between classes are rounded either way.
     assert (result['predictions'] == wanted.numpy()).mean() > 0.999
     assert len(np.unique(result['predictions'])) > 1
@@ -123,17 +142,32 @@ def image_demo(monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize('task, said', [
-    ('classification', 'class '), ('detection', 'objects with a score of 0.01 or more: '),
-    ('segmentation', ' %')])
+@pytest.mark.parametrize(
+    'task, said',
+    [
+        ('classification', 'class '),
+        ('detection', 'objects with a score of 0.01 or more: '),
+        ('segmentation', ' %'),
+    ],
+)
 def test_demo_draws_a_folder(task, said, image_demo, checkpoint, digits, scene, tmp_path):
-    out = image_demo(scene.parent, *checkpoint(task), '--out-dir', tmp_path / 'out',
-                     '--device', 'cpu', '--score-thr', 0.01)
+    out = image_demo(
+        scene.parent,
+        *checkpoint(task),
+        '--out-dir',
+        tmp_path / 'out',
+        '--device',
+        'cpu',
+        '--score-thr',
+        0.01,
+    )
     pictures = sorted((tmp_path / 'out').iterdir())
     assert [p.name for p in pictures] == [p.name for p in sorted(scene.parent.iterdir())]
     assert out.count(said) >= len(pictures) == 4
-    drawn, original = (np.asarray(Image.open(p).convert('RGB').resize((128, 128)), dtype=int)
-                       for p in (pictures[0], scene))
+    drawn, original = (
+        np.asarray(Image.open(p).convert('RGB').resize((128, 128)), dtype=int)
+        for p in (pictures[0], scene)
+    )
     changed = np.abs(drawn - original).max(axis=2) > 20
     # A label in a corner; boxes and masks; colours everywhere.
     assert changed.mean() > (0.01 if task == 'classification' else 0.05)
@@ -143,7 +177,7 @@ def test_demo_draws_a_folder(task, said, image_demo, checkpoint, digits, scene, 
 @pytest.mark.parametrize('task', ['classification', 'segmentation'])
 def test_demo_compiled(task, traced, image_demo, checkpoint, scene, tmp_path):
     args = scene.parent, *checkpoint(task), '--out-dir', tmp_path, '--device', 'cpu'
-    outputs = [image_demo(*args, *more).splitlines() for more in ((), ('--compile', ))]
+    outputs = [image_demo(*args, *more).splitlines() for more in ((), ('--compile',))]
     # Four stages.
     assert outputs[1][-1].startswith('--compile: 4 compilations took ')
     found = [[line for line in output if ' -> ' in line] for output in outputs]
@@ -151,35 +185,56 @@ def test_demo_compiled(task, traced, image_demo, checkpoint, scene, tmp_path):
 
 
 @pytest.mark.parametrize('task, names', [('detection', DIGITS), ('segmentation', DIGITS)])
-def test_demo_takes_class_names_from_the_config(task, names, image_demo, checkpoint, scene,
-                                                tmp_path):
+def test_demo_takes_class_names_from_the_config(
+    task, names, image_demo, checkpoint, scene, tmp_path
+):
     # As the converter writes it; mmdet and mmseg would take those of COCO and Cityscapes.
-    out = image_demo(scene, *checkpoint(task, meta=False), '--out-file', tmp_path / 'a.png',
-                     '--device', 'cpu', '--score-thr', 0.01)
+    out = image_demo(
+        scene,
+        *checkpoint(task, meta=False),
+        '--out-file',
+        tmp_path / 'a.png',
+        '--device',
+        'cpu',
+        '--score-thr',
+        0.01,
+    )
     assert (tmp_path / 'a.png').is_file()
     assert any(f' {name}' in out.splitlines()[-1] for name in names)
     assert 'person' not in out and 'road' not in out
 
 
-@pytest.mark.parametrize('args, message', [
-    (('none.png', 'CONFIG', 'CKPT'), "no image or folder 'none.png'"),
-    (('EMPTY', 'CONFIG', 'CKPT'), "no image in '.*empty': it takes .jpg"),
-    (('TEXT', 'CONFIG', 'CKPT'), "'.*text.png' is not an image that can be read"),
-    (('FOLDER', 'CONFIG', 'CKPT', '--out-file', 'a.png'), '--out-file is for a single image'),
-    (('IMAGE', 'CONFIG', 'CKPT', '--out-file', 'a.txt'),
-     r"--out-file is a picture to write, with one of the suffixes \.jpg, .*, got 'a\.txt'"),
-    (('IMAGE', 'CONFIG', 'CKPT', '--out-file', 'EMPTY'),
-     '--out-file is a picture to write, with one of the suffixes'),
-    (('IMAGE', 'CONFIG', 'CKPT', '--out-dir', 'TEXT'), "--out-dir is a folder, and '.*' is a file"),
-    (('TWINS', 'CONFIG', 'CKPT'), 'two images would be drawn to'),
-    (('IMAGE', 'none.py', 'CKPT'), "no config file 'none.py'"),
-    (('IMAGE', 'CONFIG', 'CKPT', '--device', 'cpu', '--compile', 'graphs'),
-     '--compile graphs needs a GPU: '),
-    (('IMAGE', 'CONFIG', 'none.pth'), "no checkpoint file 'none.pth'"),
-    (('IMAGE', 'CONFIG', 'TEXT'), "'.*' is not a checkpoint that torch can read"),
-    (('IMAGE', 'CONFIG', 'OTHER'), "'.*' is a checkpoint of another model"),
-    (('IMAGE', 'CONFIG', 'CKPT', '--device', 'cuda'), '--device cuda needs a GPU'),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (('none.png', 'CONFIG', 'CKPT'), "no image or folder 'none.png'"),
+        (('EMPTY', 'CONFIG', 'CKPT'), "no image in '.*empty': it takes .jpg"),
+        (('TEXT', 'CONFIG', 'CKPT'), "'.*text.png' is not an image that can be read"),
+        (('FOLDER', 'CONFIG', 'CKPT', '--out-file', 'a.png'), '--out-file is for a single image'),
+        (
+            ('IMAGE', 'CONFIG', 'CKPT', '--out-file', 'a.txt'),
+            r"--out-file is a picture to write, with one of the suffixes \.jpg, .*, got 'a\.txt'",
+        ),
+        (
+            ('IMAGE', 'CONFIG', 'CKPT', '--out-file', 'EMPTY'),
+            '--out-file is a picture to write, with one of the suffixes',
+        ),
+        (
+            ('IMAGE', 'CONFIG', 'CKPT', '--out-dir', 'TEXT'),
+            "--out-dir is a folder, and '.*' is a file",
+        ),
+        (('TWINS', 'CONFIG', 'CKPT'), 'two images would be drawn to'),
+        (('IMAGE', 'none.py', 'CKPT'), "no config file 'none.py'"),
+        (
+            ('IMAGE', 'CONFIG', 'CKPT', '--device', 'cpu', '--compile', 'graphs'),
+            '--compile graphs needs a GPU: ',
+        ),
+        (('IMAGE', 'CONFIG', 'none.pth'), "no checkpoint file 'none.pth'"),
+        (('IMAGE', 'CONFIG', 'TEXT'), "'.*' is not a checkpoint that torch can read"),
+        (('IMAGE', 'CONFIG', 'OTHER'), "'.*' is a checkpoint of another model"),
+        (('IMAGE', 'CONFIG', 'CKPT', '--device', 'cuda'), '--device cuda needs a GPU'),
+    ],
+)
 def test_demo_with_bad_input(args, message, image_demo, checkpoint, scene, tmp_path):
     if 'cuda' in args and torch.cuda.is_available():
         pytest.skip('needs a machine without a GPU')
@@ -189,9 +244,16 @@ def test_demo_with_bad_input(args, message, image_demo, checkpoint, scene, tmp_p
     for name in ('a.png', 'a.bmp'):
         Image.open(scene).save(tmp_path / 'twins' / name)
     config, weights = checkpoint('classification')
-    paths = dict(IMAGE=scene, FOLDER=scene.parent, EMPTY=tmp_path / 'empty', CONFIG=config,
-                 CKPT=weights, TEXT=tmp_path / 'text.png', TWINS=tmp_path / 'twins',
-                 OTHER=checkpoint('segmentation')[1])
+    paths = dict(
+        IMAGE=scene,
+        FOLDER=scene.parent,
+        EMPTY=tmp_path / 'empty',
+        CONFIG=config,
+        CKPT=weights,
+        TEXT=tmp_path / 'text.png',
+        TWINS=tmp_path / 'twins',
+        OTHER=checkpoint('segmentation')[1],
+    )
     if '--device' not in args:
         args += ('--device', 'cpu')
     with pytest.raises(SystemExit, match=f'^Error: {message}') as caught:

@@ -1,4 +1,5 @@
 """The commands that measure, at sizes that take seconds: that they run, and what they write."""
+
 import argparse
 import csv
 import sys
@@ -14,19 +15,42 @@ from mmhcnet.inference.operations import count_operations
 from ..conftest import load_script
 from .conftest import ROOT
 
-BENCHMARK, LEARNING = (ROOT / 'tools' / 'analysis_tools' / f'{name}.py'
-                       for name in ('benchmark', 'compare_learning'))
+BENCHMARK, LEARNING = (
+    ROOT / 'tools' / 'analysis_tools' / f'{name}.py' for name in ('benchmark', 'compare_learning')
+)
 
 
 @pytest.mark.slow
 def test_benchmark(tool, tmp_path):
-    done = tool('analysis_tools/benchmark.py', 'hcnet_t_ref', 'hcnet_t', '--sizes', 32, 64,
-                '--batch', 1, '--rounds', 2, '--seconds', 0.01, '--threads', 1, '--memory',
-                '--csv', tmp_path / 'rows.csv', '--plot', tmp_path / 'resolution.png')
+    done = tool(
+        'analysis_tools/benchmark.py',
+        'hcnet_t_ref',
+        'hcnet_t',
+        '--sizes',
+        32,
+        64,
+        '--batch',
+        1,
+        '--rounds',
+        2,
+        '--seconds',
+        0.01,
+        '--threads',
+        1,
+        '--memory',
+        '--csv',
+        tmp_path / 'rows.csv',
+        '--plot',
+        tmp_path / 'resolution.png',
+    )
     with open(tmp_path / 'rows.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [(row['model'], row['size']) for row in rows] == [
-        ('hcnet_t_ref', '32'), ('hcnet_t', '32'), ('hcnet_t_ref', '64'), ('hcnet_t', '64')]
+        ('hcnet_t_ref', '32'),
+        ('hcnet_t', '32'),
+        ('hcnet_t_ref', '64'),
+        ('hcnet_t', '64'),
+    ]
     for row, first in zip(rows, [rows[0], rows[0], rows[2], rows[2]]):
         ratio = float(first['ms_per_image']) / float(row['ms_per_image'])
         assert float(row['ratio_to_first']) == pytest.approx(ratio, rel=0.01)
@@ -45,28 +69,38 @@ def test_benchmark_names_and_leaves_out_what_fails(monkeypatch, capsys):
         def step():
             if case.compile != 'off' and case.model != 'good':
                 raise RuntimeError('no compiler\nand a long log')
+
         return step
 
     monkeypatch.setattr(benchmark, 'make_step', make_step)
-    cases = [benchmark.Case(model, 'channels_last', compile, 'inference', 'fp32', 1, 32)
-             for model in ('good', 'bad', 'large') for compile in ('off', 'whole')]
+    cases = [
+        benchmark.Case(model, 'channels_last', compile, 'inference', 'fp32', 1, 32)
+        for model in ('good', 'bad', 'large')
+        for compile in ('off', 'whole')
+    ]
     args = argparse.Namespace(device='cpu', clock='wall', seconds=0.001, rounds=2)
     rows = benchmark.measure(cases, args)
     assert [(row['model'], row['compile']) for row in rows] == [
-        ('good', 'off'), ('good', 'whole'), ('bad', 'off')]
+        ('good', 'off'),
+        ('good', 'whole'),
+        ('bad', 'off'),
+    ]
     assert capsys.readouterr().out.splitlines() == [
         'bad, fp32, channels_last, compile whole, 32: left out, RuntimeError: no compiler and a '
         'long log',
         'large, fp32, channels_last, compile off, 32: left out, MemoryError: for its weights',
-        'large, fp32, channels_last, compile whole, 32: left out, MemoryError: for its weights']
+        'large, fp32, channels_last, compile whole, 32: left out, MemoryError: for its weights',
+    ]
     with pytest.raises(SystemExit, match='every row failed'):
         benchmark.measure(cases[3:], args)
 
 
 def test_benchmark_goes_on_without_swin_in_bfloat16(capsys):
     benchmark = load_script(BENCHMARK)
-    cases = [benchmark.Case(model, 'channels_last', 'off', 'inference', 'bf16', 1, 32)
-             for model in ('swin_t', 'hcnet_t')]
+    cases = [
+        benchmark.Case(model, 'channels_last', 'off', 'inference', 'bf16', 1, 32)
+        for model in ('swin_t', 'hcnet_t')
+    ]
     args = argparse.Namespace(device='cpu', clock='processor', seconds=0.001, rounds=1)
     assert [row['model'] for row in benchmark.measure(cases, args)] == ['hcnet_t']
     assert 'swin_t, bf16, channels_last, compile off, 32: left out' in capsys.readouterr().out
@@ -92,9 +126,10 @@ def test_benchmark_counts():
     args = argparse.Namespace(models=['resnet50', 'hcnet_t'], sizes=[64], batch=2)
     rows = [line.split(' | ') for line in benchmark.counts(args).splitlines()[2:]]
     assert [row[:2] for row in rows] == [
-        [f'| {model}', mode] for model in args.models for mode in ('inference', 'training')]
+        [f'| {model}', mode] for model in args.models for mode in ('inference', 'training')
+    ]
     counts = [int(row[2]) for row in rows]
-    expected = count_operations(HcNet(out_indices=(3, )).eval(), (2, 3, 64, 64), training=False)
+    expected = count_operations(HcNet(out_indices=(3,)).eval(), (2, 3, 64, 64), training=False)
     assert counts[2] == sum(expected.values()) and counts[3] > 2 * counts[2]
     # A ResNet-50: 53 convolutions, 53 norms, 49 ReLUs, a pooling, 16 additions.
     assert counts[0] == 53 + 53 + 49 + 1 + 16
@@ -104,8 +139,10 @@ def test_benchmark_counts():
 def test_peak_memory_is_not_that_of_the_parent():
     benchmark = load_script(BENCHMARK)
     args = argparse.Namespace(device='cpu', threads=1)
-    sizes = [benchmark.Case('hcnet_t', 'channels_last', 'off', 'inference', 'fp32', 1, size)
-             for size in (64, 640)]
+    sizes = [
+        benchmark.Case('hcnet_t', 'channels_last', 'off', 'inference', 'fp32', 1, size)
+        for size in (64, 640)
+    ]
     ballast = np.ones(2 * 2**30 // 8)
     small, large = (benchmark.measured_apart(case, args) for case in sizes)
     assert ballast.all() and small < 1500
@@ -120,9 +157,27 @@ def test_benchmark_of_an_unknown_model(tool):
 
 @pytest.mark.slow
 def test_compare_learning(tool, digits, tmp_path):
-    command = ['analysis_tools/compare_learning.py', '--data', digits / 'classification',
-               '--models', 'HcNet', 'ResNet', '--seeds', 2, '--epochs', 2, '--tune-epochs', 1,
-               '--rates', 1e-3, 2e-3, '--most', 64, '--out', tmp_path / 'learning']
+    command = [
+        'analysis_tools/compare_learning.py',
+        '--data',
+        digits / 'classification',
+        '--models',
+        'HcNet',
+        'ResNet',
+        '--seeds',
+        2,
+        '--epochs',
+        2,
+        '--tune-epochs',
+        1,
+        '--rates',
+        1e-3,
+        2e-3,
+        '--most',
+        64,
+        '--out',
+        tmp_path / 'learning',
+    ]
     done = tool(*command)
     table = (tmp_path / 'learning.md').read_text()
     assert table in done.stdout
@@ -165,8 +220,17 @@ def test_a_fifth_is_held_out_to_tune_with(digits):
 
 @pytest.mark.slow
 def test_benchmark_of_hooks(tool):
-    said = tool('analysis_tools/benchmark_hooks.py', '--batch', 2, '--size', 32, '--rounds', 1,
-                '--batch-norms', 2).stdout
+    said = tool(
+        'analysis_tools/benchmark_hooks.py',
+        '--batch',
+        2,
+        '--size',
+        32,
+        '--rounds',
+        1,
+        '--batch-norms',
+        2,
+    ).stdout
     for name in ('FiniteHook', 'DataFaultHook', 'PreemptionHook', 'exact resumption'):
         row = next(line for line in said.splitlines() if line.startswith(f'| {name} |'))
         own, step, share, ratio = row.strip('| ').split(' | ')[1:]

@@ -1,5 +1,6 @@
 """Own data: the config that tools/misc/new_config.py writes, and those of docs/data.md and
 docs/configs.md word by word."""
+
 import json
 import re
 import sys
@@ -23,12 +24,19 @@ from ..scenes import write_scenes
 RECIPES = dict(
     cls=['classification/hcnet_digits.py', 'classification/vheat_s_in1k.py'],
     det=['detection/mask_rcnn_hcnet_digits.py', 'detection/mask_rcnn_vheat_t_3x.py'],
-    seg=['segmentation/upernet_hcnet_digits.py', 'segmentation/upernet_hcnet_t_160k_ade20k.py'])
-CLASSES = dict(cls=['blue', 'green', 'red'], det=['red', 'green', 'blue'],
-               seg=['background', 'red', 'green', 'blue'])
+    seg=['segmentation/upernet_hcnet_digits.py', 'segmentation/upernet_hcnet_t_160k_ade20k.py'],
+)
+CLASSES = dict(
+    cls=['blue', 'green', 'red'],
+    det=['red', 'green', 'blue'],
+    seg=['background', 'red', 'green', 'blue'],
+)
 EXAMPLE = re.compile(r'<!-- config: (?P<name>[\w ]+) -->\n```python\n(?P<text>.*?)```', re.DOTALL)
-EXAMPLES = {f'{page}: {match["name"]}': match['text'] for page in ('data', 'configs')
-            for match in EXAMPLE.finditer((ROOT / 'docs' / f'{page}.md').read_text())}
+EXAMPLES = {
+    f'{page}: {match["name"]}': match['text']
+    for page in ('data', 'configs')
+    for match in EXAMPLE.finditer((ROOT / 'docs' / f'{page}.md').read_text())
+}
 
 
 @pytest.fixture
@@ -62,8 +70,9 @@ def findings(cfg):
     return [finding for finding in found if finding.level != 'WARNING']
 
 
-@pytest.mark.parametrize('task, recipe', [(task, recipe) for task in RECIPES
-                                          for recipe in RECIPES[task]])
+@pytest.mark.parametrize(
+    'task, recipe', [(task, recipe) for task in RECIPES for recipe in RECIPES[task]]
+)
 def test_own_data(task, recipe, data, tmp_path, new_config):
     out = tmp_path / 'new' / 'my.py'
     said = new_config(recipe, '--data', data / task, '--out', out)
@@ -72,8 +81,10 @@ def test_own_data(task, recipe, data, tmp_path, new_config):
     import_task(cfg.default_scope)
     assert findings(cfg) == []
     number = len(CLASSES[task])
-    counts = re.findall(r"'num_classes': (\d+)", str({
-        key: value for key, value in cfg.model.to_dict().items() if key != 'rpn_head'}))
+    counts = re.findall(
+        r"'num_classes': (\d+)",
+        str({key: value for key, value in cfg.model.to_dict().items() if key != 'rpn_head'}),
+    )
     assert counts and set(map(int, counts)) == {number}
     assert list(cfg.train_dataloader.dataset.metainfo.classes) == CLASSES[task]
     if task != 'cls':
@@ -117,8 +128,15 @@ def test_examples_word_by_word(name, data, tmp_path):
 
 def test_the_docs_have_an_example_of_each():
     assert set(EXAMPLES) == {
-        'data: cls', 'data: det', 'data: seg', 'data: cls grey', 'data: cls rgba',
-        'configs: cls size', 'configs: det size', 'configs: seg size'}
+        'data: cls',
+        'data: det',
+        'data: seg',
+        'data: cls grey',
+        'data: cls rgba',
+        'configs: cls size',
+        'configs: det size',
+        'configs: seg size',
+    }
 
 
 def test_one_class(data, tmp_path, new_config):
@@ -129,8 +147,9 @@ def test_one_class(data, tmp_path, new_config):
         for annotation in content['annotations']:
             annotation['category_id'] = 3
         path.write_text(json.dumps(content))
-    new_config('detection/mask_rcnn_hcnet_t_1x.py', '--data', data / 'det', '--out',
-               tmp_path / 'my.py')
+    new_config(
+        'detection/mask_rcnn_hcnet_t_1x.py', '--data', data / 'det', '--out', tmp_path / 'my.py'
+    )
     cfg = load_config(str(tmp_path / 'my.py'), None, None)
     assert list(cfg.train_dataloader.dataset.metainfo.classes) == ['square']
     assert cfg.model.roi_head.bbox_head.num_classes == 1
@@ -151,20 +170,48 @@ def test_other_names_of_the_halves(data):
     assert label_map_layout(str(data / 'seg')).train.labels == 'annotations/train'
 
 
-@pytest.mark.parametrize('look, task, change, said', [
-    (folder_layout, 'cls', lambda d: (d / 'val').rename(d / 'other'), 'no folder val with a'),
-    (folder_layout, 'cls', lambda d: (d / 'val/red').rename(d / 'val/rot'), "differ in ['red', 'r"),
-    (coco_layout, 'det', lambda d: (d / 'val.json').unlink(), 'has no JSON in COCO'),
-    (coco_layout, 'det', lambda d: (d / 'val').rename(d / 'gone') and [
-        path.unlink() for path in d.rglob('0.png')], "'0.png', which '"),
-    (label_map_layout, 'seg', lambda d: (d / 'annotations/validation').rename(d / 'x'),
-     'no folders images/val'),
-    (label_map_layout, 'seg', lambda d: [Image.fromarray(np.uint8(255 * (np.asarray(
-        Image.open(p)) > 0))).save(p) for p in (d / 'annotations').rglob('*.png')],
-     'write 1 instead of 255'),
-    (label_map_layout, 'seg', lambda d: (d / 'classes.txt').write_text('one'),
-     'hold the id 3, and 1 names'),
-])
+@pytest.mark.parametrize(
+    'look, task, change, said',
+    [
+        (folder_layout, 'cls', lambda d: (d / 'val').rename(d / 'other'), 'no folder val with a'),
+        (
+            folder_layout,
+            'cls',
+            lambda d: (d / 'val/red').rename(d / 'val/rot'),
+            "differ in ['red', 'r",
+        ),
+        (coco_layout, 'det', lambda d: (d / 'val.json').unlink(), 'has no JSON in COCO'),
+        (
+            coco_layout,
+            'det',
+            lambda d: (
+                (d / 'val').rename(d / 'gone') and [path.unlink() for path in d.rglob('0.png')]
+            ),
+            "'0.png', which '",
+        ),
+        (
+            label_map_layout,
+            'seg',
+            lambda d: (d / 'annotations/validation').rename(d / 'x'),
+            'no folders images/val',
+        ),
+        (
+            label_map_layout,
+            'seg',
+            lambda d: [
+                Image.fromarray(np.uint8(255 * (np.asarray(Image.open(p)) > 0))).save(p)
+                for p in (d / 'annotations').rglob('*.png')
+            ],
+            'write 1 instead of 255',
+        ),
+        (
+            label_map_layout,
+            'seg',
+            lambda d: (d / 'classes.txt').write_text('one'),
+            'hold the id 3, and 1 names',
+        ),
+    ],
+)
 def test_folders_that_are_not_understood(look, task, change, said, data):
     change(data / task)
     with pytest.raises(UserError) as error:
@@ -180,7 +227,8 @@ def test_colours_differ():
 def test_a_base_of_ones_own(data, tmp_path, new_config):
     (tmp_path / 'base.py').write_text(
         "_base_ = __import__('mmhcnet').config('classification/hcnet_digits.py')\n"
-        "train_dataloader = dict(batch_size=3)\n")
+        "train_dataloader = dict(batch_size=3)\n"
+    )
     new_config(tmp_path / 'base.py', '--data', data / 'cls', '--out', tmp_path / 'my.py')
     assert Config.fromfile(tmp_path / 'my.py').train_dataloader.batch_size == 3
     with pytest.raises(SystemExit, match="mmhcnet has no config 'none.py'"):

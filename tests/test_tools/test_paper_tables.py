@@ -1,4 +1,5 @@
 """docs/paper_tables.md: what it says is what is measured, and the counter agrees with the peers."""
+
 import re
 
 import pytest
@@ -10,8 +11,11 @@ from ..conftest import load_script
 from .conftest import ROOT
 
 PAGE = ROOT / 'docs' / 'paper_tables.md'
-PEERS = [(task, name) for task in ('CLASSIFIERS', 'DETECTORS', 'SEGMENTORS')
-         for name in ('Swin-T', 'ConvNeXt-T')]
+PEERS = [
+    (task, name)
+    for task in ('CLASSIFIERS', 'DETECTORS', 'SEGMENTORS')
+    for name in ('Swin-T', 'ConvNeXt-T')
+]
 
 
 @pytest.fixture(scope='module')
@@ -25,8 +29,11 @@ def row_named(tables, task, name):
 
 def row_of(name, arguments):
     """Parameters and MACs that the page gives for a model."""
-    lines = [line for line in PAGE.read_text(encoding='utf-8').splitlines()
-             if line.startswith(f'| {name} |') and line.endswith(f'| `{arguments}` |')]
+    lines = [
+        line
+        for line in PAGE.read_text(encoding='utf-8').splitlines()
+        if line.startswith(f'| {name} |') and line.endswith(f'| `{arguments}` |')
+    ]
     assert len(lines) == 1, lines
     cells = [cell.strip() for cell in lines[0].split('|')]
     return cells[2], cells[5]
@@ -38,12 +45,15 @@ def test_the_peers_prove_the_counter(tables):
         assert model.params / 1e6 == pytest.approx(row.params, rel=0.015)
         assert model.macs / 1e9 == pytest.approx(row.macs, rel=0.015)
         assert row_of(row.name, row.arguments) == (
-            f'{model.params / 1e6:.2f} M', f'{model.macs / 1e9:.2f} G')
+            f'{model.params / 1e6:.2f} M',
+            f'{model.macs / 1e9:.2f} G',
+        )
 
 
 def test_hcnet_t_of_the_published_code(tables):
-    (row, _, model), = tables.measure(
-        [row_named(tables, 'CLASSIFIERS', 'HcNet-T, isotropic stencil')])
+    ((row, _, model),) = tables.measure(
+        [row_named(tables, 'CLASSIFIERS', 'HcNet-T, isotropic stencil')]
+    )
     assert (f'{model.params / 1e6:.1f}', f'{model.macs / 1e9:.2f}') == ('28.4', '4.15')
     assert row_of(row.name, row.arguments) == ('28.42 M', '4.15 G')
 

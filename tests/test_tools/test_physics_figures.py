@@ -1,4 +1,5 @@
 """The pictures of docs/physics.md can be made again, and the page quotes what the tool prints."""
+
 from PIL import Image
 
 from .conftest import ROOT

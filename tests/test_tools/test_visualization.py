@@ -1,4 +1,5 @@
 """The page about a photo comes from one command."""
+
 from PIL import Image
 
 from .conftest import CONFIGS
@@ -10,13 +11,33 @@ def test_report(tool, tmp_path):
     photo = tmp_path / 'photo.jpg'
     Image.effect_noise((96, 80), 120).convert('RGB').save(photo)
     # One command: two kinds of heat, receptive fields, Grad-CAM where its package is installed.
-    done = tool('visualization/report.py', photo, '--model', HCNET, 'none', '--model', VHEAT,
-                'none', '--size', 64, '--out', tmp_path / 'out')
+    done = tool(
+        'visualization/report.py',
+        photo,
+        '--model',
+        HCNET,
+        'none',
+        '--model',
+        VHEAT,
+        'none',
+        '--size',
+        64,
+        '--out',
+        tmp_path / 'out',
+    )
     assert str(tmp_path / 'out' / 'index.html') in done.stdout
     page = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
     pictures = {part.split('"')[0] for part in page.split('src="')[1:]}
-    assert {'photo.png', 'erf.png', '0/maps.png', '0/rates.png', '0/diffusion.gif',
-            '1/maps.png', '1/rates.png', '1/diffusion.gif'} <= pictures
+    assert {
+        'photo.png',
+        'erf.png',
+        '0/maps.png',
+        '0/rates.png',
+        '0/diffusion.gif',
+        '1/maps.png',
+        '1/rates.png',
+        '1/diffusion.gif',
+    } <= pictures
     for name in pictures:
         with Image.open(tmp_path / 'out' / name) as picture:
             picture.load()

@@ -1,4 +1,5 @@
 """Wrong commands: each ends with one line that says how to fix it and an exit code other than 0."""
+
 import os
 import sys
 from collections import OrderedDict
@@ -17,8 +18,11 @@ TASKS = {path: task for task, path in CONFIGS.items()}
 # data set are added where the first word is not NO.
 TRAIN = {
     # the command
-    'no equals sign': (CLS, ['--cfg-options', 'model.backbone.arch'],
-                       "takes KEY=VALUE, got 'model.backbone.arch'"),
+    'no equals sign': (
+        CLS,
+        ['--cfg-options', 'model.backbone.arch'],
+        "takes KEY=VALUE, got 'model.backbone.arch'",
+    ),
     'no key': (CLS, ['--cfg-options', '=3'], "takes KEY=VALUE, got '=3'"),
     'no value': (CLS, ['--cfg-options'], 'expected at least one argument'),
     'bracket': (CLS, ['+', 'model.backbone.out_indices=(0,1'], 'Imbalanced brackets'),
@@ -41,61 +45,121 @@ TRAIN = {
     'line of a syntax error': ('a = 1\nmodel = dict(\n', ['NO'], 'config.py:2: cannot read'),
     'line of an unknown name': ('a = 1\nmodel = dict(\n  a=b)', ['NO'], 'config.py:3: cannot read'),
     'no train_cfg': ('model = dict(type="X")', ['NO'], 'the config has no train_cfg'),
-    'no length': ('train_cfg = dict(type="mmhcnet.EpochTrainLoop")', ['NO'],
-                  'train_cfg needs max_epochs or max_iters'),
+    'no length': (
+        'train_cfg = dict(type="mmhcnet.EpochTrainLoop")',
+        ['NO'],
+        'train_cfg needs max_epochs or max_iters',
+    ),
     # keys
-    'top key': (CLS, ['+', 'modle.backbone.arch=tiny'], "no key 'modle' for the option "
-                "'modle.backbone.arch'; did you mean 'model'?"),
+    'top key': (
+        CLS,
+        ['+', 'modle.backbone.arch=tiny'],
+        "no key 'modle' for the option 'modle.backbone.arch'; did you mean 'model'?",
+    ),
     'top key, far': (CLS, ['+', 'zzz=1'], "the config has no key 'zzz'"),
-    'text for a dict': (CLS, ['+', 'train_cfg=x'], "train_cfg is a dict, and is set to 'x': set "
-                        'one of its keys, as in train_cfg.max_epochs=VALUE'),
-    'argument of the backbone': (CLS, ['+', 'model.backbone.archh=tiny'],
-                                 "has no argument 'archh'; did you mean 'arch'?"),
-    'argument of the optimizer': (CLS, ['+', 'optim_wrapper.optimizer.lrr=1'],
-                                  "AdamW has no argument 'lrr'; did you mean 'lr'?"),
-    'argument of the loader': (CLS, ['+', 'train_dataloader.batchsize=4'],
-                               "no argument 'batchsize'; did you mean 'batch_size'?"),
-    'argument of the loop': (CLS, ['+', 'train_cfg.max_epoch=4'],
-                             "has no argument 'max_epoch'; did you mean 'max_epochs'?"),
-    'argument of the checkpoint hook': (CLS, ['+', 'default_hooks.checkpoint.max_keep_ckpt=1'],
-                                        "no argument 'max_keep_ckpt'"),
-    'argument of the finite hook': (CLS, ['+', 'default_hooks.finite.max_in_row=1'],
-                                    "did you mean 'max_in_a_row'?"),
+    'text for a dict': (
+        CLS,
+        ['+', 'train_cfg=x'],
+        "train_cfg is a dict, and is set to 'x': set "
+        'one of its keys, as in train_cfg.max_epochs=VALUE',
+    ),
+    'argument of the backbone': (
+        CLS,
+        ['+', 'model.backbone.archh=tiny'],
+        "has no argument 'archh'; did you mean 'arch'?",
+    ),
+    'argument of the optimizer': (
+        CLS,
+        ['+', 'optim_wrapper.optimizer.lrr=1'],
+        "AdamW has no argument 'lrr'; did you mean 'lr'?",
+    ),
+    'argument of the loader': (
+        CLS,
+        ['+', 'train_dataloader.batchsize=4'],
+        "no argument 'batchsize'; did you mean 'batch_size'?",
+    ),
+    'argument of the loop': (
+        CLS,
+        ['+', 'train_cfg.max_epoch=4'],
+        "has no argument 'max_epoch'; did you mean 'max_epochs'?",
+    ),
+    'argument of the checkpoint hook': (
+        CLS,
+        ['+', 'default_hooks.checkpoint.max_keep_ckpt=1'],
+        "no argument 'max_keep_ckpt'",
+    ),
+    'argument of the finite hook': (
+        CLS,
+        ['+', 'default_hooks.finite.max_in_row=1'],
+        "did you mean 'max_in_a_row'?",
+    ),
     'argument of a scheduler': (CLS, ['+', 'param_scheduler.0.start=1'], "has no argument 'start'"),
-    'index of a list': (CLS, ['+', 'param_scheduler.9.end=1'],
-                        "the option 'param_scheduler.9.end' does not fit the config: Index 9"),
+    'index of a list': (
+        CLS,
+        ['+', 'param_scheduler.9.end=1'],
+        "the option 'param_scheduler.9.end' does not fit the config: Index 9",
+    ),
     # types
-    'type of the backbone': (CLS, ['+', 'model.backbone.type=mmhcnet.HcNett'],
-                             "of type 'mmhcnet.HcNett'"),
-    'type of the optimizer': (CLS, ['+', 'optim_wrapper.optimizer.type=AdamWW'],
-                              "did you mean 'AdamW'?"),
-    'type of the data set': (CLS, ['+', 'train_dataloader.dataset.type=CustomDatase'],
-                             "did you mean 'CustomDataset'?"),
-    'type of a transform': (CLS, ['+', 'train_dataloader.dataset.pipeline.0.type=LoadImage'],
-                            "of type 'LoadImage'"),
+    'type of the backbone': (
+        CLS,
+        ['+', 'model.backbone.type=mmhcnet.HcNett'],
+        "of type 'mmhcnet.HcNett'",
+    ),
+    'type of the optimizer': (
+        CLS,
+        ['+', 'optim_wrapper.optimizer.type=AdamWW'],
+        "did you mean 'AdamW'?",
+    ),
+    'type of the data set': (
+        CLS,
+        ['+', 'train_dataloader.dataset.type=CustomDatase'],
+        "did you mean 'CustomDataset'?",
+    ),
+    'type of a transform': (
+        CLS,
+        ['+', 'train_dataloader.dataset.pipeline.0.type=LoadImage'],
+        "of type 'LoadImage'",
+    ),
     'type of the loop': (CLS, ['+', 'train_cfg.type=EpochLoop'], "of type 'EpochLoop'"),
-    'type of a hook': (CLS, ['+', 'default_hooks.timer.type=IterTimer'],
-                       "did you mean 'IterTimerHook'?"),
+    'type of a hook': (
+        CLS,
+        ['+', 'default_hooks.timer.type=IterTimer'],
+        "did you mean 'IterTimerHook'?",
+    ),
     # values
     'arch': (CLS, ['+', 'model.backbone.arch=huge'], "['tiny', 'small', 'base']"),
-    'text for a number': (CLS, ['+', 'train_cfg.max_epochs=many'],
-                          "train_cfg.max_epochs must be a whole number from 1 up, got 'many'"),
+    'text for a number': (
+        CLS,
+        ['+', 'train_cfg.max_epochs=many'],
+        "train_cfg.max_epochs must be a whole number from 1 up, got 'many'",
+    ),
     'loader of a number': (CLS, ['+', 'train_dataloader.num_workers=-1'], 'num_workers'),
     'batch of nothing': (CLS, ['+', 'train_dataloader.batch_size=0'], 'batch_size'),
     'channels of the head': (CLS, ['+', 'model.head.in_channels=7'], 'shapes cannot be multiplied'),
-    'classes of the head': (CLS, ['+', 'model.head.num_classes=3'],
-                            'set model.head.num_classes'),
+    'classes of the head': (CLS, ['+', 'model.head.num_classes=3'], 'set model.head.num_classes'),
     'signal': (CLS, ['+', "default_hooks.preemption.signals=['SIGFOO']"], 'SIGFOO'),
     # data
-    'data root': (CLS, ['+', 'train_dataloader.dataset.data_root=nowhere'],
-                  "the data path 'nowhere' does not exist. Prepare it"),
+    'data root': (
+        CLS,
+        ['+', 'train_dataloader.dataset.data_root=nowhere'],
+        "the data path 'nowhere' does not exist. Prepare it",
+    ),
     'annotations': (DET, ['+', 'train_dataloader.dataset.ann_file=none.json'], 'none.json'),
-    'folder of images': (SEG, ['+', 'train_dataloader.dataset.data_prefix.img_path=none'],
-                         'data_prefix.img_path'),
-    'annotations that are none': (DET, ['+', 'train_dataloader.dataset.ann_file=BROKEN'],
-                                  'annotation file is not complete JSON'),
-    'no images': (CLS, ['+', 'train_dataloader.dataset.data_root=EMPTY',
-                        'train_dataloader.dataset.data_prefix='], 'EMPTY'),
+    'folder of images': (
+        SEG,
+        ['+', 'train_dataloader.dataset.data_prefix.img_path=none'],
+        'data_prefix.img_path',
+    ),
+    'annotations that are none': (
+        DET,
+        ['+', 'train_dataloader.dataset.ann_file=BROKEN'],
+        'annotation file is not complete JSON',
+    ),
+    'no images': (
+        CLS,
+        ['+', 'train_dataloader.dataset.data_root=EMPTY', 'train_dataloader.dataset.data_prefix='],
+        'EMPTY',
+    ),
     # places
     'work directory below a file': (CLS, ['--work-dir', 'FILE/run'], 'Not a directory'),
     # checkpoints
@@ -120,12 +184,18 @@ TEST = {
     'nothing that fits': (CLS, ['WEIGHTS'], 'Give the config that it was trained with'),
     'out': (CLS, ['TEXT', '--out', 'a.txt'], '--out must end in .pkl'),
     'tta': (DET, ['TEXT', '--tta'], '--tta needs tta_model'),
-    'show': (CLS, ['TEXT', '--show', '+', 'default_hooks.visualization=None'],
-             'default_hooks.visualization'),
+    'show': (
+        CLS,
+        ['TEXT', '--show', '+', 'default_hooks.visualization=None'],
+        'default_hooks.visualization',
+    ),
     'top key': (CLS, ['TEXT', '+', 'modle.a=1'], "did you mean 'model'?"),
     'config': ('nowhere.py', ['NO', 'TEXT'], "no config file 'nowhere.py'"),
-    'data root': (CLS, ['TEXT', '+', 'test_dataloader.dataset.data_root=nowhere'],
-                  'does not exist. Prepare it'),
+    'data root': (
+        CLS,
+        ['TEXT', '+', 'test_dataloader.dataset.data_root=nowhere'],
+        'does not exist. Prepare it',
+    ),
     'interval': (CLS, ['TEXT', '--interval', 'x'], "invalid int value: 'x'"),
     'interval of nothing': (CLS, ['TEXT', '--interval', '0'], 'must be at least 1, got 0'),
     'metric': (CLS, ['TEXT', '+', 'test_evaluator.type=Accurac'], "did you mean 'Accuracy'?"),
@@ -133,18 +203,27 @@ TEST = {
 
 
 class Hostile:
-
     def __reduce__(self):
-        return os.mkdir, ('never-made', )
+        return os.mkdir, ('never-made',)
 
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory):
     """What the capital words of the table stand for."""
     root = tmp_path_factory.mktemp('places')
-    found = {word: root / f'{word.lower()}{suffix}' for word, suffix in
-             (('TEXT', '.pth'), ('WEIGHTS', '.pth'), ('OTHER', '.pth'), ('HOSTILE', '.pth'),
-              ('FILE', ''), ('EMPTY', ''), ('BROKEN', '.json'), ('DAMAGED', ''))}
+    found = {
+        word: root / f'{word.lower()}{suffix}'
+        for word, suffix in (
+            ('TEXT', '.pth'),
+            ('WEIGHTS', '.pth'),
+            ('OTHER', '.pth'),
+            ('HOSTILE', '.pth'),
+            ('FILE', ''),
+            ('EMPTY', ''),
+            ('BROKEN', '.json'),
+            ('DAMAGED', ''),
+        )
+    }
     found['TEXT'].write_text('<html>')
     found['FILE'].write_text('')
     found['BROKEN'].write_text('{')
@@ -154,8 +233,9 @@ def places(tmp_path_factory):
     weights = {'conv1.weight': torch.zeros(1)}
     torch.save(dict(state_dict=weights), found['WEIGHTS'])
     hub = dict(log_scalars={}, runtime_info={}, resumed_keys={})
-    torch.save(dict(state_dict=weights, meta=dict(epoch=1, iter=1), message_hub=hub),
-               found['OTHER'])
+    torch.save(
+        dict(state_dict=weights, meta=dict(epoch=1, iter=1), message_hub=hub), found['OTHER']
+    )
     torch.save(dict(state_dict=weights, x=Hostile()), found['HOSTILE'])
     return found
 
@@ -178,7 +258,7 @@ def failed(tmp_path, small, places, monkeypatch, capsys):
             command.append(word)
         if '+' in command:
             at = command.index('+')
-            command[at:] = [*options, *command[at + 1:]]
+            command[at:] = [*options, *command[at + 1 :]]
         elif '--cfg-options' not in command and len(options) > 1:
             command += options
         if '--work-dir' not in command:
@@ -206,8 +286,9 @@ def failed(tmp_path, small, places, monkeypatch, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='some of the commands are right with a GPU')
-@pytest.mark.parametrize('script, name', [*(('train.py', name) for name in TRAIN),
-                                          *(('test.py', name) for name in TEST)])
+@pytest.mark.parametrize(
+    'script, name', [*(('train.py', name) for name in TRAIN), *(('test.py', name) for name in TEST)]
+)
 def test_wrong_command(script, name, failed, places):
     config, words, cure = (TRAIN if script == 'train.py' else TEST)[name]
     if 'safetensors' in name:
@@ -219,14 +300,16 @@ def test_wrong_command(script, name, failed, places):
 
 
 def test_without_the_data_check(failed):
-    line = failed('train.py', CLS, ['--no-data-check', '+',
-                                    'train_dataloader.dataset.data_root=nowhere'])
+    line = failed(
+        'train.py', CLS, ['--no-data-check', '+', 'train_dataloader.dataset.data_root=nowhere']
+    )
     assert 'nowhere' in line and 'Prepare it' not in line
 
 
 def test_the_line_of_the_own_config(failed, tmp_path):
     own = tmp_path / 'own.py'
-    own.write_text(f"_base_ = '{ROOT / CLS}'\n"
-                   "model = dict(\n    backbone=dict(stencill='isotropic'))\n")
+    own.write_text(
+        f"_base_ = '{ROOT / CLS}'\nmodel = dict(\n    backbone=dict(stencill='isotropic'))\n"
+    )
     line = failed('train.py', str(own), ['NO', '--no-data-check'])
     assert f'{own}:3: HcNet has no argument' in line and line.count('(the traceback is in ') == 1

@@ -19,6 +19,7 @@ BOXES = [[0, 0, 10, 10], [95, 45, 0, 10], [3, 60, 5, 5]]
 
 class Coco:
     """Stands for pycocotools' reader."""
+
     parsed = []
 
     def __init__(self, path):
@@ -30,6 +31,7 @@ class Coco:
 @DATASETS.register_module()
 class ToyCoco(BaseDataset):
     """Reads its file as mmdet's data set does."""
+
     METAINFO = dict(classes=('a', 'b'))
     COCOAPI = Coco
 
@@ -55,14 +57,18 @@ def file(tmp_path):
     Coco.parsed.clear()
     content = dict(
         images=[dict(id=1, file_name='a.jpg', width=100, height=50)],
-        annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(BOXES)])
+        annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(BOXES)],
+    )
     (tmp_path / 'a.json').write_text(json.dumps(content))
     return str(tmp_path / 'a.json')
 
 
 def nested(settings):
-    return dict(type='RepeatDataset', times=1, dataset=dict(
-        type='ConcatDataset', datasets=[settings, settings]))
+    return dict(
+        type='RepeatDataset',
+        times=1,
+        dataset=dict(type='ConcatDataset', datasets=[settings, settings]),
+    )
 
 
 @pytest.mark.parametrize('wrap', [lambda settings: settings, nested])
@@ -91,9 +97,11 @@ def warnings_of_a_run(folder, dataset):
 def test_the_hook_names_them_without_a_second_parse(tmp_path, file):
     lines = warnings_of_a_run(tmp_path / 'run', dict(type='ToyCoco', ann_file=file))
     assert Coco.parsed == [file]
-    line, = lines
-    assert line.startswith(f'2 boxes of {file} are without area or outside their image, and are '
-                           'left out: annotation 1 of a.jpg: bbox [95, 45, 0, 10] in an image of')
+    (line,) = lines
+    assert line.startswith(
+        f'2 boxes of {file} are without area or outside their image, and are '
+        'left out: annotation 1 of a.jpg: bbox [95, 45, 0, 10] in an image of'
+    )
 
 
 def test_a_data_set_with_another_reader(tmp_path, file):
@@ -103,8 +111,10 @@ def test_a_data_set_with_another_reader(tmp_path, file):
     assert '2 boxes' in lines[0]
 
 
-@pytest.mark.parametrize('settings', [
-    dict(type='ToyCoco', lazy_init=True), dict(type=ToyDataset), dict(type=ToyDataset, length=3)])
+@pytest.mark.parametrize(
+    'settings',
+    [dict(type='ToyCoco', lazy_init=True), dict(type=ToyDataset), dict(type=ToyDataset, length=3)],
+)
 def test_any_other_data_set_is_built_as_ever(file, settings):
     if settings['type'] == 'ToyCoco':
         settings['ann_file'] = file
@@ -137,10 +147,15 @@ def test_coordinates_that_end_the_process_are_refused(absurd, tmp_path):
 
 
 def test_they_are_in_validation_too(absurd, tmp_path):
-    loader = dict(batch_size=4, num_workers=0, dataset=dict(type='OtherReader', ann_file=absurd),
-                  sampler=dict(type='DefaultSampler', shuffle=False))
-    runner = toy_runner(tmp_path / 'run', val_dataloader=loader, val_cfg=dict(),
-                        val_evaluator=[Scores([])])
+    loader = dict(
+        batch_size=4,
+        num_workers=0,
+        dataset=dict(type='OtherReader', ann_file=absurd),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
+    runner = toy_runner(
+        tmp_path / 'run', val_dataloader=loader, val_cfg=dict(), val_evaluator=[Scores([])]
+    )
     runner.register_hook(DataFaultHook())
     with pytest.raises(UserError, match='annotation 0 of a.jpg: segmentation has the coordinate'):
         runner.val()

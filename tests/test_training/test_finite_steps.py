@@ -29,12 +29,20 @@ def fuses_on_the_cpu():
 
 # The host decides on a step of the first two; the device on one of the fused ones.
 OPTIMIZERS = [
-    dict(type='AdamW', lr=0.01), dict(type='SGD', lr=0.01, momentum=0.9),
-    *(pytest.param(
-        dict(settings, fused=True),
-        marks=pytest.mark.skipif(not fuses_on_the_cpu(), reason='torch fuses it on a GPU only'))
-      for settings in (dict(type='AdamW', lr=0.01), dict(type='Adam', lr=0.01, amsgrad=True),
-                       dict(type='SGD', lr=0.01, momentum=0.9)))]
+    dict(type='AdamW', lr=0.01),
+    dict(type='SGD', lr=0.01, momentum=0.9),
+    *(
+        pytest.param(
+            dict(settings, fused=True),
+            marks=pytest.mark.skipif(not fuses_on_the_cpu(), reason='torch fuses it on a GPU only'),
+        )
+        for settings in (
+            dict(type='AdamW', lr=0.01),
+            dict(type='Adam', lr=0.01, amsgrad=True),
+            dict(type='SGD', lr=0.01, momentum=0.9),
+        )
+    ),
+]
 
 
 class BadPoints(ToyDataset):
@@ -53,7 +61,6 @@ class BadPoints(ToyDataset):
 
 
 class Model(ToyModel):
-
     def forward(self, inputs, labels, data_samples=None, mode='tensor'):
         return super().forward(inputs, labels, mode)
 
@@ -73,7 +80,7 @@ class ConstantNan(WithAnotherLoss):
     """Its loss is nan in the second iteration, and its gradient finite."""
 
     def more(self, second):
-        return dict(loss_more=[torch.tensor(NAN if second else 0.)])
+        return dict(loss_more=[torch.tensor(NAN if second else 0.0)])
 
 
 class NanGradient(WithAnotherLoss):
@@ -81,11 +88,12 @@ class NanGradient(WithAnotherLoss):
 
     def more(self, second):
         # d sqrt(x) / dx at 0, times 0.
-        return dict(loss_more=(0 * self.body[0].weight[0, 0]).sqrt() * 1.) if second else {}
+        return dict(loss_more=(0 * self.body[0].weight[0, 0]).sqrt() * 1.0) if second else {}
 
 
 class NanGradients(NanGradient):
     """Its gradient is never finite."""
+
     calls = property(lambda self: 2, lambda self, calls: None)
 
 
@@ -94,19 +102,19 @@ class Steep(Model):
 
     def forward(self, *args, mode='tensor', **kwargs):
         losses = super().forward(*args, mode=mode, **kwargs)
-        return dict(loss=losses['loss'] * 2.**40) if mode == 'loss' else losses
+        return dict(loss=losses['loss'] * 2.0**40) if mode == 'loss' else losses
 
 
 class States(Hook):
     """What the model is after every iteration."""
+
     priority = 'LOWEST'
 
     def __init__(self):
         self.seen = []
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.seen.append({key: value.clone() for key, value in
-                          runner.model.state_dict().items()})
+        self.seen.append({key: value.clone() for key, value in runner.model.state_dict().items()})
 
 
 def run(folder, model=Model, dataset=None, in_a_row=10, **settings):
@@ -131,10 +139,11 @@ def finite(state):
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize('value', [NAN, INF])
 def test_a_bad_image_costs_one_step(tmp_path, value, optimizer):
-    runner, errors, states = run(tmp_path, dataset=BadPoints([7], value),
-                                 optim_wrapper=dict(optimizer=dict(optimizer)))
+    runner, errors, states = run(
+        tmp_path, dataset=BadPoints([7], value), optim_wrapper=dict(optimizer=dict(optimizer))
+    )
     runner.train()
-    line, = errors
+    (line,) = errors
     assert 'images/7.png' in line and line.count('images/') == 4
     assert 'the step is skipped (1 in a row, 1 in all)' in line
     at = int(line.split(':')[0].split()[1]) - 1
@@ -142,8 +151,9 @@ def test_a_bad_image_costs_one_step(tmp_path, value, optimizer):
     assert all(unchanged(states[i - 1], states[i]) == (i == at) for i in range(1, 6))
     assert finite(states[-1])
     optimizer = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['optimizer']
-    assert all(value.isfinite().all() for state in optimizer['state'].values()
-               for value in state.values())
+    assert all(
+        value.isfinite().all() for state in optimizer['state'].values() for value in state.values()
+    )
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
@@ -188,8 +198,8 @@ def test_in_a_row_starts_anew_after_a_good_step(tmp_path):
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_accumulated_gradients(tmp_path, optimizer):
     runner, errors, states = run(
-        tmp_path, ConstantNan, optim_wrapper=dict(
-            optimizer=dict(optimizer), accumulative_counts=3))
+        tmp_path, ConstantNan, optim_wrapper=dict(optimizer=dict(optimizer), accumulative_counts=3)
+    )
     runner.train()
     weight = [state['body.0.weight'] for state in states]
     # Iteration 2 is bad, so the step after 3 is left out; that after 6 is made.
@@ -208,10 +218,12 @@ class Overflowing(OptimWrapper):
         pass
 
 
-@pytest.mark.parametrize('scale, counted', [(65536., 0), (0.5, 6)])
+@pytest.mark.parametrize('scale, counted', [(65536.0, 0), (0.5, 6)])
 def test_the_scalers_search_is_not_a_fault(tmp_path, scale, counted):
-    runner, errors, _ = run(tmp_path, optim_wrapper=dict(
-        type=Overflowing, scale=scale, optimizer=dict(type='AdamW', lr=0.01)))
+    runner, errors, _ = run(
+        tmp_path,
+        optim_wrapper=dict(type=Overflowing, scale=scale, optimizer=dict(type='AdamW', lr=0.01)),
+    )
     with pytest.raises(UserError, match='no training step') if counted else nullcontext():
         runner.train()
     assert runner.iter == 6 and len(errors) == counted
@@ -242,12 +254,15 @@ class Scaled(OptimWrapper):
         self.loss_scaler.update()
 
 
-def batch_of(seed, value=1.):
+def batch_of(seed, value=1.0):
     rng = torch.Generator().manual_seed(seed)
     points = torch.randn(4, 4, generator=rng)
     points[2] *= value
-    return dict(inputs=list(points), labels=list(torch.tensor([0., 1., 0., 1.])),
-                data_samples=[types.SimpleNamespace(img_path=f'images/{seed}.png')])
+    return dict(
+        inputs=list(points),
+        labels=list(torch.tensor([0.0, 1.0, 0.0, 1.0])),
+        data_samples=[types.SimpleNamespace(img_path=f'images/{seed}.png')],
+    )
 
 
 def drive(optimizer, batches, model=Model, wrapper=OptimWrapper, hook=None, **settings):
@@ -258,9 +273,12 @@ def drive(optimizer, batches, model=Model, wrapper=OptimWrapper, hook=None, **se
     cls = getattr(torch.optim, settings_of_optimizer.pop('type'))
     runner = types.SimpleNamespace(
         hooks=[],
-        model=model, logger=types.SimpleNamespace(error=lines.append),
-        optim_wrapper=wrapper(optimizer=cls(model.parameters(), **settings_of_optimizer),
-                              **settings))
+        model=model,
+        logger=types.SimpleNamespace(error=lines.append),
+        optim_wrapper=wrapper(
+            optimizer=cls(model.parameters(), **settings_of_optimizer), **settings
+        ),
+    )
     hook = hook or FiniteHook()
     hook.before_train(runner)
     for runner.iter, batch in enumerate(batches):
@@ -270,8 +288,15 @@ def drive(optimizer, batches, model=Model, wrapper=OptimWrapper, hook=None, **se
         hook.after_train_iter(runner, runner.iter, batch)
     hook.settle(runner)
     state = runner.optim_wrapper.optimizer.state_dict()['state']
-    return {**model.state_dict(), **{f'{i}.{key}': value for i, own in state.items()
-                                     for key, value in own.items()}}, lines, hook, runner
+    return (
+        {
+            **model.state_dict(),
+            **{f'{i}.{key}': value for i, own in state.items() for key, value in own.items()},
+        },
+        lines,
+        hook,
+        runner,
+    )
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
@@ -290,27 +315,29 @@ def test_as_if_the_bad_batch_had_not_been(optimizer, at):
 def test_with_a_gradient_scaler(optimizer):
     good = [batch_of(seed) for seed in range(4)]
     # The search for a scale: as often as it overflows nothing is said and nothing changes.
-    searched, lines, hook, runner = drive(optimizer, [batch_of(0)] * 8 + good, Steep,
-                                          wrapper=Scaled, init_scale=2.**92)
-    assert runner.optim_wrapper.loss_scaler.get_scale() < 2.**92
+    searched, lines, hook, runner = drive(
+        optimizer, [batch_of(0)] * 8 + good, Steep, wrapper=Scaled, init_scale=2.0**92
+    )
+    assert runner.optim_wrapper.loss_scaler.get_scale() < 2.0**92
     assert not lines and hook.skipped == 0 and 0 < hook.succeeded < 12
     assert searched['body.1.num_batches_tracked'] == 12
     assert finite(searched)
     # A bad batch.
-    without, *_ = drive(optimizer, good, wrapper=Scaled, init_scale=2.**10)
-    state, lines, hook, _ = drive(optimizer, [*good[:2], batch_of(9, NAN), *good[2:]],
-                                  wrapper=Scaled, init_scale=2.**10)
+    without, *_ = drive(optimizer, good, wrapper=Scaled, init_scale=2.0**10)
+    state, lines, hook, _ = drive(
+        optimizer, [*good[:2], batch_of(9, NAN), *good[2:]], wrapper=Scaled, init_scale=2.0**10
+    )
     # Another scale rounds in another way.
     assert all(torch.allclose(state[key], without[key], atol=1e-5) for key in without)
     assert len(lines) == hook.skipped == 1 and 'images/9.png' in lines[0]
     # A finite gradient and a loss that is not: the scaler sees nothing.
-    state, lines, hook, _ = drive(optimizer, good, ConstantNan, wrapper=Scaled, init_scale=2.**10)
-    without, *_ = drive(optimizer, [good[0], *good[2:]], wrapper=Scaled, init_scale=2.**10)
+    state, lines, hook, _ = drive(optimizer, good, ConstantNan, wrapper=Scaled, init_scale=2.0**10)
+    without, *_ = drive(optimizer, [good[0], *good[2:]], wrapper=Scaled, init_scale=2.0**10)
     assert len(lines) == 1 and 'Iteration 2: the loss' in lines[0]
     assert unchanged(without, state)
     # Gradients that are never finite.
     with pytest.raises(UserError, match='train without --amp'):
-        drive(optimizer, [batch_of(0)] * 14, NanGradients, wrapper=Scaled, init_scale=8.)
+        drive(optimizer, [batch_of(0)] * 14, NanGradients, wrapper=Scaled, init_scale=8.0)
     _, lines, hook, _ = drive(optimizer, good, NanGradient, wrapper=Scaled, init_scale=0.5)
     assert len(lines) == 1 and 'Iteration 2: the gradient' in lines[0]
 
@@ -324,7 +351,6 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Watched(FiniteHook):
-
     def _before_step(self, optimizer, scaled):
         with NoWaiting() if self.succeeded else nullcontext():
             super()._before_step(optimizer, scaled)
@@ -345,7 +371,7 @@ class Watched(FiniteHook):
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_the_host_does_not_wait(optimizer):
-    batches = [batch_of(seed, NAN if seed == 3 else 1.) for seed in range(6)]
+    batches = [batch_of(seed, NAN if seed == 3 else 1.0) for seed in range(6)]
     if optimizer.get('fused'):
         *_, hook, _ = drive(optimizer, batches, hook=Watched())
         assert hook.skipped == 1 and hook.succeeded == 5
@@ -356,7 +382,6 @@ def test_the_host_does_not_wait(optimizer):
 
 def test_nothing_is_copied_of_buffers_that_stay(monkeypatch):
     class Big(Model):
-
         def __init__(self):
             super().__init__()
             self.register_buffer('table', torch.zeros(1000))
@@ -365,8 +390,14 @@ def test_nothing_is_copied_of_buffers_that_stay(monkeypatch):
     foreach_copy = getattr(torch, '_foreach_copy_', None)
     if foreach_copy is None:
         pytest.skip('torch has no copy of lists')
-    monkeypatch.setattr(torch, '_foreach_copy_', lambda targets, sources: (
-        copied.append(sum(t.numel() for t in targets)), foreach_copy(targets, sources)))
+    monkeypatch.setattr(
+        torch,
+        '_foreach_copy_',
+        lambda targets, sources: (
+            copied.append(sum(t.numel() for t in targets)),
+            foreach_copy(targets, sources),
+        ),
+    )
     drive(dict(type='SGD', lr=0.1), [batch_of(seed) for seed in range(4)], Big)
     # All of it once; then mean, variance and count of the batch norm of 8 channels only.
     assert sum(copied) == 1000 + 17 + 3 * 17 + 4 * 17
@@ -382,7 +413,6 @@ def test_without_a_copy_of_lists(monkeypatch):
 
 def test_buffers_made_or_exchanged_within_an_iteration():
     class Lazy(Model):
-
         def forward(self, *args, mode='tensor', **kwargs):
             if mode == 'loss':
                 seen = getattr(self, 'seen', torch.ones(1))
@@ -390,8 +420,9 @@ def test_buffers_made_or_exchanged_within_an_iteration():
                 self.body[0].register_buffer('late', torch.ones(3))
             return super().forward(*args, mode=mode, **kwargs)
 
-    state, lines, *_ = drive(dict(type='SGD', lr=0.1), [batch_of(0), batch_of(1, NAN), batch_of(2)],
-                             Lazy)
+    state, lines, *_ = drive(
+        dict(type='SGD', lr=0.1), [batch_of(0), batch_of(1, NAN), batch_of(2)], Lazy
+    )
     assert len(lines) == 1 and finite(state)
 
 
@@ -401,8 +432,12 @@ def test_recently_skipped():
     settings = dict(type='SGD', lr=0.01)
     *_, runner = drive(settings, [good], hook=hook)
     assert not hook.recently_skipped(runner)
-    for batches, expected in (([bad], True), ([good, good], True), ([good], False),
-                              ([bad, good], True)):
+    for batches, expected in (
+        ([bad], True),
+        ([good, good], True),
+        ([good], False),
+        ([bad, good], True),
+    ):
         *_, runner = drive(settings, batches, hook=hook)
         assert hook.recently_skipped(runner) == expected
     assert (hook.skipped, hook.succeeded) == (2, 5)
@@ -413,12 +448,13 @@ def _two_ranks(rank, port, optimizer, queue):
 
     class Bad(Model):
         """On the second rank one loss is nan, and every gradient finite."""
+
         calls = 0
 
         def forward(self, *args, mode='tensor', **kwargs):
             losses = super().forward(*args, mode=mode, **kwargs)
             self.calls += 1
-            losses['loss_more'] = torch.tensor(NAN if rank and self.calls == 2 else 0.)
+            losses['loss_more'] = torch.tensor(NAN if rank and self.calls == 2 else 0.0)
             return losses
 
     def wrapped():
@@ -426,8 +462,15 @@ def _two_ranks(rank, port, optimizer, queue):
 
     batches = [batch_of(2 * seed + rank) for seed in range(4)]
     state, lines, hook, _ = drive(optimizer, batches, wrapped)
-    queue.put((rank, {key: value.numpy() for key, value in state.items() if 'weight' in key},
-               lines, hook.skipped, hook.succeeded))
+    queue.put(
+        (
+            rank,
+            {key: value.numpy() for key, value in state.items() if 'weight' in key},
+            lines,
+            hook.skipped,
+            hook.succeeded,
+        )
+    )
     dist.barrier()
     dist.destroy_process_group()
 
@@ -441,7 +484,8 @@ def test_a_bad_loss_on_one_rank_skips_the_step_on_all(optimizer):
     queue = torch.multiprocessing.get_context('spawn').SimpleQueue()
     torch.multiprocessing.spawn(_two_ranks, (port, dict(optimizer), queue), nprocs=2)
     (_, weights, silent, *counts), (_, other, lines, *other_counts) = sorted(
-        (queue.get(), queue.get()), key=lambda result: result[0])
+        (queue.get(), queue.get()), key=lambda result: result[0]
+    )
     assert counts == other_counts == [1, 3]
     # The rank that had it names its images.
     assert not silent and len(lines) == 1 and 'images/3.png' in lines[0]

@@ -28,7 +28,6 @@ class ToyPack:
 
 
 class Pictures(BaseDataset):
-
     def load_data_list(self):
         return [dict(img_path=str(path)) for path in sorted(self.data_root.iterdir())]
 
@@ -46,8 +45,12 @@ def folder(tmp_path):
 def pictures(folder, **loading):
     pytest.importorskip('mmcv')
     import mmcv.transforms  # noqa: F401 (registers the loading step)
-    return Pictures(data_root=folder, data_prefix={}, pipeline=[
-        dict(type='LoadImageFromFile', **loading), dict(type='ToyPack')])
+
+    return Pictures(
+        data_root=folder,
+        data_prefix={},
+        pipeline=[dict(type='LoadImageFromFile', **loading), dict(type='ToyPack')],
+    )
 
 
 @pytest.fixture
@@ -69,8 +72,11 @@ def opened(folder, monkeypatch):
 @pytest.mark.parametrize('wrapped', [False, True])
 def test_each_file_is_opened_once(tmp_path, folder, opened, wrapped):
     dataset = pictures(folder)
-    runner = toy_runner(tmp_path / 'run', dict(max_epochs=1),
-                        dataset=RepeatDataset(dataset, 1) if wrapped else dataset)
+    runner = toy_runner(
+        tmp_path / 'run',
+        dict(max_epochs=1),
+        dataset=RepeatDataset(dataset, 1) if wrapped else dataset,
+    )
     runner.register_hook(DataFaultHook())
     runner.train()
     assert sorted(opened.values()) == [1] * 8
@@ -78,20 +84,22 @@ def test_each_file_is_opened_once(tmp_path, folder, opened, wrapped):
 
 def test_cut_files_are_refused_by_what_reads_them(tmp_path, folder, opened):
     whole = (folder / '3.jpg').read_bytes()
-    (folder / '3.jpg').write_bytes(whole[:len(whole) // 2])
+    (folder / '3.jpg').write_bytes(whole[: len(whole) // 2])
     opened.clear()
     runner = toy_runner(tmp_path / 'run', dict(max_epochs=1), dataset=pictures(folder))
     lines = []
     runner.logger.error = lines.append
     runner.register_hook(DataFaultHook(max_share=1))
     runner.train()
-    line, = lines
+    (line,) = lines
     assert line.startswith(f'Cannot read {folder}/3.jpg: BadSample: the image file is cut short: ')
     assert opened[str(folder / '3.jpg')] == 1
 
 
-@pytest.mark.parametrize('loading', [
-    dict(backend_args=dict(backend='http')), dict(file_client_args=dict(backend='disk'))])
+@pytest.mark.parametrize(
+    'loading',
+    [dict(backend_args=dict(backend='http')), dict(file_client_args=dict(backend='disk'))],
+)
 def test_a_step_keeps_its_own_storage(folder, loading):
     dataset = pictures(folder, **loading)
     step = dataset.pipeline.transforms[0]
@@ -131,6 +139,7 @@ def test_what_was_seen(folder):
 
 class Memory(BaseStorageBackend):
     """A storage that mmengine finds by the prefix ``toy``."""
+
     files = {}
 
     def get(self, filepath):
@@ -153,12 +162,17 @@ def test_another_storage_by_its_prefix(folder):
 def test_an_empty_image_in_a_validation_is_named(folder, tmp_path):
     empty = sorted(folder.iterdir())[1]
     dataset = pictures(folder)
-    loader = dict(batch_size=4, num_workers=0, dataset=dataset,
-                  sampler=dict(type='DefaultSampler', shuffle=False))
+    loader = dict(
+        batch_size=4,
+        num_workers=0,
+        dataset=dataset,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+    )
 
     def validate(name):
-        runner = toy_runner(tmp_path / name, val_dataloader=loader, val_cfg=dict(),
-                            val_evaluator=[Scores([0.1])])
+        runner = toy_runner(
+            tmp_path / name, val_dataloader=loader, val_cfg=dict(), val_evaluator=[Scores([0.1])]
+        )
         runner.model.val_step = lambda data: [0]
         runner.register_hook(DataFaultHook())
         runner.val()
@@ -180,7 +194,7 @@ def test_a_cut_image_in_a_validation(folder, name):
     step = dataset.pipeline.transforms[0]
     content = (folder / name).read_bytes()
     assert step(dict(img_path=str(folder / name)))['img'].shape == (40, 60, 3)
-    (folder / name).write_bytes(content[:len(content) // 2])
+    (folder / name).write_bytes(content[: len(content) // 2])
     if name == '1.jpg' and tuple(map(int, cv2.__version__.split('.')[:2])) < (4, 12):
         assert step(dict(img_path=str(folder / name)))['img'].shape == (40, 60, 3)
     else:

@@ -63,11 +63,14 @@ def test_saves_ends_and_goes_on_exactly(length, at, tmp_path, uninterrupted):
     settings = dict(train_cfg=LOOPS[length], checkpoint=SAVE[length], **AVERAGED)
     ended(toy_runner(tmp_path, dataset=ToyDataset(visits=tmp_path / 'first'), **settings), at)
     assert fault_of(tmp_path / f'iter_{at + 1}.pth') is None
-    toy_runner(tmp_path, resume=True, dataset=ToyDataset(visits=tmp_path / 'second'),
-               **settings).train()
+    toy_runner(
+        tmp_path, resume=True, dataset=ToyDataset(visits=tmp_path / 'second'), **settings
+    ).train()
     assert same(state_of(tmp_path), uninterrupted[length])
-    visits = [len((tmp_path / name).read_text().split()) if (tmp_path / name).exists() else 0
-              for name in ('first', 'second')]
+    visits = [
+        len((tmp_path / name).read_text().split()) if (tmp_path / name).exists() else 0
+        for name in ('first', 'second')
+    ]
     assert visits == [4 * (at + 1), 4 * (17 - at)]
 
 
@@ -76,7 +79,10 @@ def test_the_interim_checkpoint_goes_when_the_next_one_stands(tmp_path):
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_1.pth', 'iter_9.pth']
     toy_runner(tmp_path, resume=True).train()
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == [
-        'epoch_1.pth', 'epoch_2.pth', 'epoch_3.pth']
+        'epoch_1.pth',
+        'epoch_2.pth',
+        'epoch_3.pth',
+    ]
 
 
 def test_with_workers(tmp_path):
@@ -84,7 +90,6 @@ def test_with_workers(tmp_path):
     runner = toy_runner(tmp_path, workers=2)
 
     class All(Hook):
-
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             if runner.iter == 3:
                 for child in torch.multiprocessing.active_children():
@@ -100,28 +105,42 @@ def test_in_a_validation(tmp_path):
     runner = validated(tmp_path, [0.1, 0.2])
     ended(runner, 12, 'val')
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == [
-        'best_score_epoch_1.pth', 'epoch_2.pth']
+        'best_score_epoch_1.pth',
+        'epoch_2.pth',
+    ]
 
 
-SCORED = dict(val_cfg=dict(), val_dataloader=dict(
-    batch_size=8, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=ToyDataset()))
+SCORED = dict(
+    val_cfg=dict(),
+    val_dataloader=dict(
+        batch_size=8,
+        num_workers=0,
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        dataset=ToyDataset(),
+    ),
+)
 
 
 def scored(folder, length, scores, **settings):
     """6 iterations an epoch; a validation, and the checkpoint before it, after every 6."""
     train_cfg, save = dict(
         epochs=(dict(max_epochs=2, val_interval=1), dict()),
-        iterations=(dict(max_iters=12, val_interval=6), dict(by_epoch=False, interval=6)))[length]
-    runner = toy_runner(folder, train_cfg, checkpoint=dict(
-        save, max_keep_ckpts=1, save_best='score', rule='greater'), val_evaluator=[Scores(scores)],
-        **SCORED, **settings)
+        iterations=(dict(max_iters=12, val_interval=6), dict(by_epoch=False, interval=6)),
+    )[length]
+    runner = toy_runner(
+        folder,
+        train_cfg,
+        checkpoint=dict(save, max_keep_ckpts=1, save_best='score', rule='greater'),
+        val_evaluator=[Scores(scores)],
+        **SCORED,
+        **settings,
+    )
     runner.model.val_step = lambda data: [0]
     return runner
 
 
 def best_of(folder):
-    path, = folder.glob('best_*.pth')
+    (path,) = folder.glob('best_*.pth')
     return torch.load(path, weights_only=True)['message_hub']['runtime_info']['best_score']
 
 

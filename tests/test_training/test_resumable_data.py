@@ -55,7 +55,6 @@ def test_another_order_in_each_pass_and_seed():
 def test_around_another_batch_sampler():
 
     class Pairs:
-
         def __init__(self, sampler, batch_size):
             self.sampler, self.batch_size = sampler, batch_size
 
@@ -67,8 +66,10 @@ def test_around_another_batch_sampler():
 
     batches = NumberedBatches(sampler_of(DefaultSampler), 2, batch_sampler=dict(type=Pairs))
     batches.start(seed=0, iteration=7, skip=1)
-    assert taken(batches, 9) == [([3, 4], [(0, 0, 7, 0), (0, 0, 7, 1)]),
-                                 ([5, 6], [(0, 0, 8, 0), (0, 0, 8, 1)])]
+    assert taken(batches, 9) == [
+        ([3, 4], [(0, 0, 7, 0), (0, 0, 7, 1)]),
+        ([5, 6], [(0, 0, 8, 0), (0, 0, 8, 1)]),
+    ]
     assert len(batches) == 3
 
 
@@ -76,7 +77,6 @@ def test_reaching_iteration_100000_takes_seconds():
     """Batches of 16 of ADE20K's 20 210 images, without touching the images."""
 
     class Untouched:
-
         def __len__(self):
             return 20210
 
@@ -97,8 +97,10 @@ def test_a_sample_follows_from_its_draw_alone():
     one = dataset[Draw(3, (1, 0, 5, 2))].data['inputs']
     seed_process(99)
     assert torch.equal(dataset[Draw(3, (1, 0, 5, 2))].data['inputs'], one)
-    others = [dataset[Draw(3, entropy)].data['inputs'] for entropy in
-              ((2, 0, 5, 2), (1, 1, 5, 2), (1, 0, 6, 2), (1, 0, 5, 3))]
+    others = [
+        dataset[Draw(3, entropy)].data['inputs']
+        for entropy in ((2, 0, 5, 2), (1, 1, 5, 2), (1, 0, 6, 2), (1, 0, 5, 3))
+    ]
     assert not any(torch.equal(a, b) for a in others for b in others + [one] if a is not b)
 
 

@@ -1,5 +1,6 @@
 """A run that is resumed with another length, learning rate or batch size goes on as a run from the
 start would from there."""
+
 import pytest
 from mmengine.hooks import Hook
 
@@ -11,10 +12,22 @@ from .test_loops import same, state_of
 
 
 def schedule(length, convert=True):
-    return [dict(type='LinearLR', start_factor=0.1, begin=0, end=length / 3,
-                 convert_to_iter_based=convert),
-            dict(type='CosineAnnealingLR', begin=length / 3, end=length, eta_min=1e-4,
-                 convert_to_iter_based=convert)]
+    return [
+        dict(
+            type='LinearLR',
+            start_factor=0.1,
+            begin=0,
+            end=length / 3,
+            convert_to_iter_based=convert,
+        ),
+        dict(
+            type='CosineAnnealingLR',
+            begin=length / 3,
+            end=length,
+            eta_min=1e-4,
+            convert_to_iter_based=convert,
+        ),
+    ]
 
 
 class Rates(Hook):
@@ -27,12 +40,25 @@ class Rates(Hook):
         self.rates[runner.iter] = runner.optim_wrapper.get_lr()['lr'][0]
 
 
-def run(folder, length, resume=False, lr=0.01, batch_size=4, convert=True, loop='max_epochs',
-        schedulers=None, checkpoint=None):
+def run(
+    folder,
+    length,
+    resume=False,
+    lr=0.01,
+    batch_size=4,
+    convert=True,
+    loop='max_epochs',
+    schedulers=None,
+    checkpoint=None,
+):
     runner = toy_runner(
-        folder, {loop: length}, checkpoint, resume=resume,
+        folder,
+        {loop: length},
+        checkpoint,
+        resume=resume,
         optim_wrapper=dict(optimizer=dict(type='AdamW', lr=lr)),
-        param_scheduler=schedulers or schedule(length, convert))
+        param_scheduler=schedulers or schedule(length, convert),
+    )
     runner._train_dataloader['batch_size'] = batch_size
     if isinstance(runner._train_loop, dict):
         runner.register_hook(ResumedScheduleHook())
@@ -52,7 +78,7 @@ def test_longer_after_all(tmp_path, convert):
     assert list(resumed) == list(range(18, 36))
     for iteration, rate in resumed.items():
         assert rate == pytest.approx(whole[iteration], rel=1e-9)
-    text, = [line for line in said if 'schedule' in line]
+    (text,) = [line for line in said if 'schedule' in line]
     assert 'it goes on from epoch 3 of 6' in text and f'{whole[18]:.3g}' in text
 
 
@@ -65,13 +91,21 @@ def test_another_learning_rate(tmp_path):
 
 
 def test_iterations(tmp_path):
-    by_iter = [dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
-               dict(type='PolyLR', by_epoch=False, begin=5, end=30)]
+    by_iter = [
+        dict(type='LinearLR', start_factor=0.1, by_epoch=False, end=5),
+        dict(type='PolyLR', by_epoch=False, begin=5, end=30),
+    ]
     save = dict(by_epoch=False, interval=5)
-    run(tmp_path / 'a', 10, loop='max_iters', checkpoint=save,
-        schedulers=[dict(by_iter[0], end=2), dict(by_iter[1], begin=2, end=10)])
-    resumed, _ = run(tmp_path / 'a', 30, True, loop='max_iters', checkpoint=save,
-                     schedulers=by_iter)
+    run(
+        tmp_path / 'a',
+        10,
+        loop='max_iters',
+        checkpoint=save,
+        schedulers=[dict(by_iter[0], end=2), dict(by_iter[1], begin=2, end=10)],
+    )
+    resumed, _ = run(
+        tmp_path / 'a', 30, True, loop='max_iters', checkpoint=save, schedulers=by_iter
+    )
     whole, _ = run(tmp_path / 'b', 30, loop='max_iters', checkpoint=save, schedulers=by_iter)
     assert list(resumed) == list(range(10, 30))
     assert all(rate == pytest.approx(whole[i], rel=1e-9) for i, rate in resumed.items())

@@ -8,9 +8,18 @@ from mmengine.dataset import BaseDataset, ClassBalancedDataset, ConcatDataset, R
 from mmengine.structures import BaseDataElement, PixelData
 from PIL import Image
 
-from mmhcnet.training.sample_rules import (BadAnnotations, BadSample, absurd_coordinates,
-                                           boxes_left_out, check_sample, is_cut, png_size,
-                                           refuse_absurd_annotations, source_of, sources)
+from mmhcnet.training.sample_rules import (
+    BadAnnotations,
+    BadSample,
+    absurd_coordinates,
+    boxes_left_out,
+    check_sample,
+    is_cut,
+    png_size,
+    refuse_absurd_annotations,
+    source_of,
+    sources,
+)
 
 DATASET = SimpleNamespace(metainfo=dict(classes=('a', 'b', 'c')), ignore_index=255)
 
@@ -33,7 +42,7 @@ def test_cut_files(picture, name, share):
     path = picture(name)
     assert not is_cut(path)
     whole = path.read_bytes()
-    path.write_bytes(whole[:int(share * len(whole))])
+    path.write_bytes(whole[: int(share * len(whole))])
     assert is_cut(path)
     with pytest.raises(BadSample, match='cut short'):
         check_sample(dict(data_samples=BaseDataElement(metainfo=dict(img_path=str(path)))), DATASET)
@@ -70,8 +79,7 @@ def test_the_data_set_inside_of_wrappers():
     twice = dict(type=RepeatDataset, times=2, dataset=dict(type=Indexed))
     balanced = ClassBalancedDataset(Indexed(), 0.5)
     assert len(balanced) > 7, 'the rare sample is repeated'
-    nested = RepeatDataset(
-        dict(type=ConcatDataset, datasets=[twice, dict(type=Indexed)]), times=3)
+    nested = RepeatDataset(dict(type=ConcatDataset, datasets=[twice, dict(type=Indexed)]), times=3)
     a, b = nested.dataset.datasets[0].dataset, nested.dataset.datasets[1]
     for i in range(len(nested)):
         source, index = source_of(nested, i)
@@ -95,13 +103,21 @@ def test_a_thumbnail_does_not_end_its_photo(picture, tmp_path):
     path = tmp_path / 'b.jpg'
     path.write_bytes(photo[:2] + segment + photo[2:])
     assert not is_cut(path) and not is_cut(path.read_bytes())
-    path.write_bytes(path.read_bytes()[:len(segment) + 1000])
+    path.write_bytes(path.read_bytes()[: len(segment) + 1000])
     assert is_cut(path) and is_cut(path.read_bytes())
 
 
-@pytest.mark.parametrize('content', [
-    b'', b'\xff\xd8', b'\xff\xd8\xff', b'\xff\xd8\xff\xe0\x00\x00' * 9, b'\x89PNG\r\n\x1a\n',
-    b'\x89PNG\r\n\x1a\n\xff\xff\xff\xff'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'\xff\xd8',
+        b'\xff\xd8\xff',
+        b'\xff\xd8\xff\xe0\x00\x00' * 9,
+        b'\x89PNG\r\n\x1a\n',
+        b'\x89PNG\r\n\x1a\n\xff\xff\xff\xff',
+    ],
+)
 def test_contents_that_are_no_images(content):
     assert is_cut(content) == bool(content)
 
@@ -112,9 +128,13 @@ def test_png_size(picture):
 
 
 def labelled(picture, labels, seg_map='labels.png', ori_shape=(40, 60)):
-    sample = BaseDataElement(metainfo=dict(
-        img_path=str(picture('image.png')), seg_map_path=str(picture(seg_map)),
-        ori_shape=ori_shape))
+    sample = BaseDataElement(
+        metainfo=dict(
+            img_path=str(picture('image.png')),
+            seg_map_path=str(picture(seg_map)),
+            ori_shape=ori_shape,
+        )
+    )
     sample.gt_sem_seg = PixelData(data=torch.as_tensor(labels)[None])
     return dict(inputs=torch.zeros(3, *sample.gt_sem_seg.shape), data_samples=sample)
 
@@ -136,21 +156,39 @@ def test_a_label_map_of_another_size(picture):
         check_sample(labelled(picture, [[0]], ori_shape=(40, 61)), DATASET)
 
 
-@pytest.mark.parametrize('sample', [
-    3, {}, dict(inputs=torch.zeros(1), data_samples=BaseDataElement()),
-    dict(data_samples=BaseDataElement(metainfo=dict(img_path='s3://bucket/a.jpg')))])
+@pytest.mark.parametrize(
+    'sample',
+    [
+        3,
+        {},
+        dict(inputs=torch.zeros(1), data_samples=BaseDataElement()),
+        dict(data_samples=BaseDataElement(metainfo=dict(img_path='s3://bucket/a.jpg'))),
+    ],
+)
 def test_what_it_does_not_know_passes(sample):
     check_sample(sample, DATASET)
 
 
 def test_boxes_left_out(tmp_path):
-    boxes = [[0, 0, 10, 10], [95, 45, 10, 10], [100, 0, 5, 5], [-5, 0, 5, 5], [3, 3, 0, 5],
-             [3, 3, 5, 0.5], [3, 60, 5, 5]]
+    boxes = [
+        [0, 0, 10, 10],
+        [95, 45, 10, 10],
+        [100, 0, 5, 5],
+        [-5, 0, 5, 5],
+        [3, 3, 0, 5],
+        [3, 3, 5, 0.5],
+        [3, 60, 5, 5],
+    ]
     content = dict(
         images=[dict(id=1, file_name='a.jpg', width=100, height=50)],
-        annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(boxes)])
-    content['annotations'] += [dict(id=9, image_id=2, bbox=[0, 0, 0, 0]), dict(id=10, image_id=1),
-                               dict(id=11, image_id=1, bbox=[0, 0]), dict(id=12)]
+        annotations=[dict(id=i, image_id=1, bbox=box) for i, box in enumerate(boxes)],
+    )
+    content['annotations'] += [
+        dict(id=9, image_id=2, bbox=[0, 0, 0, 0]),
+        dict(id=10, image_id=1),
+        dict(id=11, image_id=1, bbox=[0, 0]),
+        dict(id=12),
+    ]
     (tmp_path / 'a.json').write_text(json.dumps(content))
     found = list(boxes_left_out(tmp_path / 'a.json'))
     assert [int(line.split()[1]) for line in found] == [2, 3, 4, 5, 6]
@@ -162,31 +200,44 @@ def test_boxes_left_out(tmp_path):
 IMAGE = dict(id=1, file_name='a.jpg', width=100, height=50)
 
 
-@pytest.mark.parametrize('annotation, found', [
-    (dict(bbox=[0, 0, 10, 10]), None),
-    (dict(bbox=[-5., 0, 110, 60]), None),
-    (dict(bbox=[0, 0, 1e300, 10]), 'bbox has the coordinate 1e+300'),
-    (dict(bbox=[0, 0, float('inf'), 10]), 'bbox has the coordinate inf'),
-    (dict(bbox=[0, float('nan'), 1, 10]), 'bbox has the coordinate nan'),
-    (dict(bbox=[0, 0, 10**400, 10]), 'bbox has the coordinate 1000'),
-    (dict(segmentation=[[0, 0, 1e10, 0, 1e10, 5]]), 'segmentation has the coordinate 1000000'),
-    (dict(segmentation=[[0, 0, 9, 0, 9, 5], [0, -10001, 9, 0, 9, 5]]),
-     'segmentation has the coordinate -10001'),
-    (dict(segmentation=[[0, 0, 10000, 0, 9, 5]]), None),
-    (dict(segmentation=dict(counts='a', size=[1, 1])), None),
-    (dict(bbox='abc', segmentation=None), None), (dict(bbox=[None] * 4), None), ({}, None)])
+@pytest.mark.parametrize(
+    'annotation, found',
+    [
+        (dict(bbox=[0, 0, 10, 10]), None),
+        (dict(bbox=[-5.0, 0, 110, 60]), None),
+        (dict(bbox=[0, 0, 1e300, 10]), 'bbox has the coordinate 1e+300'),
+        (dict(bbox=[0, 0, float('inf'), 10]), 'bbox has the coordinate inf'),
+        (dict(bbox=[0, float('nan'), 1, 10]), 'bbox has the coordinate nan'),
+        (dict(bbox=[0, 0, 10**400, 10]), 'bbox has the coordinate 1000'),
+        (dict(segmentation=[[0, 0, 1e10, 0, 1e10, 5]]), 'segmentation has the coordinate 1000000'),
+        (
+            dict(segmentation=[[0, 0, 9, 0, 9, 5], [0, -10001, 9, 0, 9, 5]]),
+            'segmentation has the coordinate -10001',
+        ),
+        (dict(segmentation=[[0, 0, 10000, 0, 9, 5]]), None),
+        (dict(segmentation=dict(counts='a', size=[1, 1])), None),
+        (dict(bbox='abc', segmentation=None), None),
+        (dict(bbox=[None] * 4), None),
+        ({}, None),
+    ],
+)
 def test_absurd_coordinates(annotation, found):
     problem = absurd_coordinates(annotation, IMAGE)
     assert problem is None if found is None else problem.startswith(found)
 
 
 def test_absurd_annotations_name_their_image():
-    content = dict(images=[IMAGE], annotations=[
-        dict(id=i, image_id=1, bbox=[0, 0, 1e300, 1]) for i in range(7)] + [
-            dict(id=8, image_id=1, bbox=[0, 0, 5, 1]), dict(id=9, image_id=2, bbox=[1e9] * 4)])
-    with pytest.raises(BadAnnotations, match=r'8 annotations of x.json have coordinates that no '
-                       r'image has: annotation 0 of a.jpg: bbox has the coordinate 1e\+300; .*'
-                       r'; \.\.\.. Correct or remove them'):
+    content = dict(
+        images=[IMAGE],
+        annotations=[dict(id=i, image_id=1, bbox=[0, 0, 1e300, 1]) for i in range(7)]
+        + [dict(id=8, image_id=1, bbox=[0, 0, 5, 1]), dict(id=9, image_id=2, bbox=[1e9] * 4)],
+    )
+    with pytest.raises(
+        BadAnnotations,
+        match=r'8 annotations of x.json have coordinates that no '
+        r'image has: annotation 0 of a.jpg: bbox has the coordinate 1e\+300; .*'
+        r'; \.\.\.. Correct or remove them',
+    ):
         refuse_absurd_annotations(content, 'x.json')
     for other in ([], dict(images=[]), None, 3):
         refuse_absurd_annotations(other, 'x.json')

@@ -26,8 +26,9 @@ class Broken(ToyDataset):
 
 
 def run(folder, bad, workers=0, resume=False, **hook):
-    runner = toy_runner(folder, dict(max_epochs=2), dataset=Broken(bad), workers=workers,
-                        resume=resume)
+    runner = toy_runner(
+        folder, dict(max_epochs=2), dataset=Broken(bad), workers=workers, resume=resume
+    )
     lines = []
     runner.logger.error = runner.logger.warning = lines.append
     runner.register_hook(DataFaultHook(**hook))
@@ -40,8 +41,11 @@ def test_goes_on_past_a_bad_sample(tmp_path, workers):
     runner.train()
     named = [line for line in lines if 'Cannot read' in line]
     assert len(named) >= 2
-    assert all(line == 'Cannot read images/5.png: OSError: image file is truncated (index 5). '
-               'Another sample takes its place.' for line in named)
+    assert all(
+        line == 'Cannot read images/5.png: OSError: image file is truncated (index 5). '
+        'Another sample takes its place.'
+        for line in named
+    )
     counts = [int(line.split()[0]) for line in lines if 'samples of this epoch' in line]
     assert len(counts) == 2 and sum(counts) == len(named)
 
@@ -82,6 +86,7 @@ def test_nothing_can_be_read(tmp_path, workers):
 def test_a_bad_sample_ends_a_validation(tmp_path):
     """Without it the metric would be another one."""
     from ..test_checkpoints.test_hook import validated
+
     runner = validated(tmp_path, [0.1])
     runner._val_dataloader['dataset'] = Broken({3})
     with pytest.raises(OSError, match='truncated'):
@@ -122,7 +127,6 @@ def test_batches_that_are_no_dicts(tmp_path, length, make, collate, workers):
     runner.register_hook(DataFaultHook(max_share=1))
 
     class See(Hook):
-
         def before_train_iter(self, runner, batch_idx, data_batch=None):
             seen.append(data_batch)
 

@@ -10,11 +10,9 @@ from ..toy import toy_runner
 VISUALIZER = dict(type='Visualizer', vis_backends=[dict(type='mmhcnet.LocalVisBackend')])
 
 
-
-
 def test_scalars_are_written(tmp_path):
     toy_runner(tmp_path, dict(max_epochs=2), visualizer=VISUALIZER).train()
-    file, = tmp_path.rglob('scalars.json')
+    (file,) = tmp_path.rglob('scalars.json')
     assert len(file.read_text().splitlines()) == 2
 
 
@@ -32,15 +30,18 @@ def test_a_full_disk(tmp_path, monkeypatch):
 
 
 class Remove(Hook):
-
     def after_train_epoch(self, runner):
         if runner.epoch == 0:
             shutil.rmtree(runner.work_dir)
 
 
 def test_a_folder_that_is_gone(tmp_path):
-    runner = toy_runner(tmp_path / 'run', dict(max_epochs=3), visualizer=VISUALIZER,
-                        custom_hooks=[dict(type=Remove, priority='VERY_LOW')])
+    runner = toy_runner(
+        tmp_path / 'run',
+        dict(max_epochs=3),
+        visualizer=VISUALIZER,
+        custom_hooks=[dict(type=Remove, priority='VERY_LOW')],
+    )
     runner.train()
     # Checkpoints make their folder again.
     assert (tmp_path / 'run' / 'epoch_3.pth').exists()

@@ -8,8 +8,13 @@ from mmhcnet.visualization.figures import draw_row
 def test_nothing_of_matplotlib_stays_changed(tmp_path):
     before = dict(matplotlib.rcParams), matplotlib.get_backend()
     photo = Image.new('RGB', (40, 30))
-    draw_row({'first': np.eye(30), 'second': np.eye(30)}, tmp_path / 'row.png', 'label',
-             photo=photo, cmap='inferno')
+    draw_row(
+        {'first': np.eye(30), 'second': np.eye(30)},
+        tmp_path / 'row.png',
+        'label',
+        photo=photo,
+        cmap='inferno',
+    )
     draw_row({'one': np.eye(4)}, tmp_path / 'one.png', 'label')
     assert (dict(matplotlib.rcParams), matplotlib.get_backend()) == before
     row, one = (Image.open(tmp_path / name).size for name in ('row.png', 'one.png'))

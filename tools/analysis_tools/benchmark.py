@@ -15,6 +15,7 @@ whole and whole_graphs are torch.compile of any model, in its default mode and i
 Models: hcnet_{t,s,b} and vheat_{t,s,b} as they are; with _ref in their plain form, layer by layer;
 vheat_*_deploy folded for the image size; from mmpretrain swin_{t,s,b}, convnext_{t,s,b}, resnet50.
 """
+
 import argparse
 import csv
 import json
@@ -44,12 +45,25 @@ LAYOUTS = dict(channels_first=torch.contiguous_format, channels_last=torch.chann
 CLOCKS = dict(wall=time.perf_counter, processor=time.process_time)
 COMPILE = ('off', 'blocks', 'graphs', 'whole', 'whole_graphs')
 DTYPES = dict(fp32=torch.float32, bf16=torch.bfloat16, fp16=torch.float16)
-FIELDS = ['model', 'layout', 'compile', 'mode', 'precision', 'batch', 'size', 'ms_per_image',
-          'images_per_s', 'spread_percent', 'peak_memory_mb', 'ratio_to_first']
+FIELDS = [
+    'model',
+    'layout',
+    'compile',
+    'mode',
+    'precision',
+    'batch',
+    'size',
+    'ms_per_image',
+    'images_per_s',
+    'spread_percent',
+    'peak_memory_mb',
+    'ratio_to_first',
+]
 
 
 class Case(NamedTuple):
     """What one row measures."""
+
     model: str
     layout: str
     compile: str
@@ -65,7 +79,7 @@ def build_backbone(name: str, size: int) -> nn.Module:
     arch = SIZES.get(rest[0] if rest else '')
     if family in ('hcnet', 'vheat') and arch:
         cls = HcNet if family == 'hcnet' else VHeat
-        backbone = cls(arch, out_indices=(3, ))
+        backbone = cls(arch, out_indices=(3,))
         if rest[1:] == ['ref']:
             return plain_form(backbone)
         if family == 'vheat' and rest[1:] == ['deploy']:
@@ -74,14 +88,17 @@ def build_backbone(name: str, size: int) -> nn.Module:
         if not rest[1:]:
             return backbone
     import mmpretrain.models as peers
+
     if family == 'swin' and arch and not rest[1:]:
         return peers.SwinTransformer(arch, img_size=224, pad_small_map=True)
     if family == 'convnext' and arch and not rest[1:]:
         return peers.ConvNeXt(arch, gap_before_final_norm=False)
     if name == 'resnet50':
         return peers.ResNet(50)
-    sys.exit(f"Error: unknown model '{name}': choose hcnet, vheat, swin or convnext with _t, _s or "
-             '_b, hcnet_*_ref, vheat_*_ref, vheat_*_deploy, or resnet50')
+    sys.exit(
+        f"Error: unknown model '{name}': choose hcnet, vheat, swin or convnext with _t, _s or "
+        '_b, hcnet_*_ref, vheat_*_ref, vheat_*_deploy, or resnet50'
+    )
 
 
 def compiled(model: nn.Module, how: str) -> nn.Module:
@@ -108,10 +125,11 @@ def make_step(case: Case, device: str) -> Callable[[], None]:
         def step():
             with torch.inference_mode():
                 run(x)
+
         return step
 
     model.train()
-    target = torch.randint(1000, (case.batch, ), device=device)
+    target = torch.randint(1000, (case.batch,), device=device)
     optimizer = torch.optim.AdamW(model.parameters(), fused=device != 'cpu')
     run = compiled(model, case.compile)
 
@@ -121,6 +139,7 @@ def make_step(case: Case, device: str) -> Callable[[], None]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+
     return step
 
 
@@ -140,16 +159,29 @@ def memory_of(case: Case, device: str) -> float:
 def measured_apart(case: Case, args: argparse.Namespace) -> float:
     """:func:`memory_of` in a fresh process."""
     done = subprocess.run(
-        [sys.executable, __file__, '--device', args.device, '--threads', str(args.threads),
-         '--worker', json.dumps(case._asdict())], capture_output=True, text=True)
+        [
+            sys.executable,
+            __file__,
+            '--device',
+            args.device,
+            '--threads',
+            str(args.threads),
+            '--worker',
+            json.dumps(case._asdict()),
+        ],
+        capture_output=True,
+        text=True,
+    )
     if done.returncode:
         raise RuntimeError(done.stderr.strip()[-2000:].splitlines()[-1])
     return float(done.stdout.split()[-1])
 
 
 def left_out(case: Case, error: Exception) -> None:
-    tqdm.write(f'{case.model}, {case.precision}, {case.layout}, compile {case.compile}, '
-               f'{case.size}: left out, {type(error).__name__}: {explain(error)[:200]}')
+    tqdm.write(
+        f'{case.model}, {case.precision}, {case.layout}, compile {case.compile}, '
+        f'{case.size}: left out, {type(error).__name__}: {explain(error)[:200]}'
+    )
 
 
 def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
@@ -178,18 +210,25 @@ def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
     for case, row in zip(warm, times):
         median = statistics.median(row)
         per_image = median / case.batch
-        rows.append(dict(
-            case._asdict(), ms_per_image=round(1000 * per_image, 3),
-            images_per_s=round(1 / per_image, 2),
-            spread_percent=round(100 * (max(row) - min(row)) / median, 1),
-            ratio_to_first=round(first / per_image, 3), peak_memory_mb=''))
+        rows.append(
+            dict(
+                case._asdict(),
+                ms_per_image=round(1000 * per_image, 3),
+                images_per_s=round(1 / per_image, 2),
+                spread_percent=round(100 * (max(row) - min(row)) / median, 1),
+                ratio_to_first=round(first / per_image, 3),
+                peak_memory_mb='',
+            )
+        )
     return rows
 
 
 def environment(args: argparse.Namespace) -> str:
-    name = (torch.cuda.get_device_name() if args.device != 'cpu'
-            else f'CPU ({torch.backends.cpu.get_cpu_capability()}, '
-                 f'{torch.get_num_threads()} threads)')
+    name = (
+        torch.cuda.get_device_name()
+        if args.device != 'cpu'
+        else f'CPU ({torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads)'
+    )
     tf32 = '' if args.device == 'cpu' else f', TF32 {"on" if args.tf32 else "off"}'
     clock = ', processor time' if args.clock == 'processor' else ''
     return f'torch {torch.__version__}, {name}{tf32}{clock}'
@@ -198,29 +237,39 @@ def environment(args: argparse.Namespace) -> str:
 def draw(rows: List[dict], path: str, title: str) -> None:
     """Throughput and memory against resolution, one line per model and mode."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     lines = {}
     for row in rows:
         key = row['model'], row['precision'], row['layout'], row['compile']
         lines.setdefault(key, []).append(row)
     figure, panels = plt.subplots(1, 2, figsize=(11, 4.5))
-    for panel, key, unit in ((panels[0], 'images_per_s', 'images per second'),
-                             (panels[1], 'peak_memory_mb', 'peak memory (MB)')):
+    for panel, key, unit in (
+        (panels[0], 'images_per_s', 'images per second'),
+        (panels[1], 'peak_memory_mb', 'peak memory (MB)'),
+    ):
         for (model, precision, layout, compile), points in lines.items():
             points = [p for p in points if p[key] != '']
-            panel.plot([p['size'] for p in points], [p[key] for p in points], marker='o',
-                       label=f'{model}, {precision}, {layout.replace("_", " ")}'
-                             f'{"" if compile == "off" else f", compile {compile}"}')
-        panel.set(xlabel='height and width of the image (pixels)', ylabel=unit, yscale='log',
-                  xscale='log')
+            panel.plot(
+                [p['size'] for p in points],
+                [p[key] for p in points],
+                marker='o',
+                label=f'{model}, {precision}, {layout.replace("_", " ")}'
+                f'{"" if compile == "off" else f", compile {compile}"}',
+            )
+        panel.set(
+            xlabel='height and width of the image (pixels)', ylabel=unit, yscale='log', xscale='log'
+        )
         sizes = sorted({row['size'] for row in rows})
         panel.set_xticks(sizes, [str(s) for s in sizes])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     if all(row['peak_memory_mb'] == '' for row in rows):
-        panels[1].text(0.5, 0.5, 'measured with --memory', transform=panels[1].transAxes,
-                       ha='center')
+        panels[1].text(
+            0.5, 0.5, 'measured with --memory', transform=panels[1].transAxes, ha='center'
+        )
     panels[0].legend(fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.tight_layout()
@@ -249,28 +298,51 @@ def counts(args: argparse.Namespace) -> str:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('models', nargs='*', default=['hcnet_t', 'hcnet_t_ref'])
     parser.add_argument('--mode', choices=['inference', 'training'], default='inference')
     parser.add_argument('--batch', type=int, default=4)
-    parser.add_argument('--sizes', type=int, nargs='+', default=[224],
-                        help='heights and widths of the images (default: 224)')
-    parser.add_argument('--precision', nargs='+', choices=DTYPES, default=['fp32'],
-                        help='inference: of weights and images; training: of autocast')
-    parser.add_argument('--layouts', nargs='+', choices=LAYOUTS, default=['channels_first'],
-                        help='of images and weights')
+    parser.add_argument(
+        '--sizes',
+        type=int,
+        nargs='+',
+        default=[224],
+        help='heights and widths of the images (default: 224)',
+    )
+    parser.add_argument(
+        '--precision',
+        nargs='+',
+        choices=DTYPES,
+        default=['fp32'],
+        help='inference: of weights and images; training: of autocast',
+    )
+    parser.add_argument(
+        '--layouts',
+        nargs='+',
+        choices=LAYOUTS,
+        default=['channels_first'],
+        help='of images and weights',
+    )
     parser.add_argument('--compile', nargs='+', choices=COMPILE, default=['off'])
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--threads', type=int, default=os.cpu_count())
-    parser.add_argument('--clock', choices=CLOCKS, default='wall',
-                        help='processor: time that the threads of this process compute, summed, '
-                        'for a CPU that others use too; best with --threads 1')
+    parser.add_argument(
+        '--clock',
+        choices=CLOCKS,
+        default='wall',
+        help='processor: time that the threads of this process compute, summed, '
+        'for a CPU that others use too; best with --threads 1',
+    )
     parser.add_argument('--tf32', action='store_true', help='TF32 products on a GPU')
     parser.add_argument('--rounds', type=int, default=7)
-    parser.add_argument('--seconds', type=float, default=1., help='per row and round')
+    parser.add_argument('--seconds', type=float, default=1.0, help='per row and round')
     parser.add_argument('--memory', action='store_true', help='measure the peak memory as well')
-    parser.add_argument('--count', action='store_true',
-                        help='count the operators of a step instead of measuring its time')
+    parser.add_argument(
+        '--count',
+        action='store_true',
+        help='count the operators of a step instead of measuring its time',
+    )
     parser.add_argument('--csv', help='file for the rows')
     parser.add_argument('--plot', help='picture of throughput and memory against resolution')
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
@@ -294,9 +366,12 @@ def main() -> None:
         return
     rows = []
     for size in args.sizes:
-        cases = [Case(model, layout, compile, args.mode, precision, args.batch, size)
-                 for model, precision, layout, compile in product(
-                     args.models, args.precision, args.layouts, args.compile)]
+        cases = [
+            Case(model, layout, compile, args.mode, precision, args.batch, size)
+            for model, precision, layout, compile in product(
+                args.models, args.precision, args.layouts, args.compile
+            )
+        ]
         with nullcontext() if args.compile == ['off'] else compiling():
             measured = measure(cases, args)
         if args.memory:
@@ -313,8 +388,11 @@ def main() -> None:
         if not own:
             continue
         best = min(own, key=lambda row: row['ms_per_image'])
-        print(f'\n{model} at its best, {args.sizes[0]}: {best["ms_per_image"]} ms an image, '
-              f'{best["precision"]}, {best["layout"]}, compile {best["compile"]}', end='')
+        print(
+            f'\n{model} at its best, {args.sizes[0]}: {best["ms_per_image"]} ms an image, '
+            f'{best["precision"]}, {best["layout"]}, compile {best["compile"]}',
+            end='',
+        )
     print()
     if args.csv:
         with open(args.csv, 'w', newline='') as file:

@@ -9,6 +9,7 @@ checkpoint: the time with the check over that without it, in turns as well.
 On a CPU times are those of the processor, which other programs on the machine change less than they
 change the clock's; only writing a checkpoint is by the clock.
 """
+
 import argparse
 import json
 import statistics
@@ -39,11 +40,23 @@ from mmhcnet.training.resumable_data import seed_process
 from mmhcnet.training.sample_rules import boxes_left_out
 from mmhcnet.training.tolerant_data import read_tolerantly
 
-MODELS = dict(hcnet_t=(HcNet, 'tiny'), hcnet_s=(HcNet, 'small'), hcnet_b=(HcNet, 'base'),
-              vheat_t=(VHeat, 'tiny'), vheat_s=(VHeat, 'small'), vheat_b=(VHeat, 'base'))
+MODELS = dict(
+    hcnet_t=(HcNet, 'tiny'),
+    hcnet_s=(HcNet, 'small'),
+    hcnet_b=(HcNet, 'base'),
+    vheat_t=(VHeat, 'tiny'),
+    vheat_s=(VHeat, 'small'),
+    vheat_b=(VHeat, 'base'),
+)
 # What a hook does during an iteration; the last three FiniteHook has torch call.
-CALLS = ('before_train_iter', 'after_train_iter', 'after_loading', '_see_losses', '_before_step',
-         '_after_step')
+CALLS = (
+    'before_train_iter',
+    'after_train_iter',
+    'after_loading',
+    '_see_losses',
+    '_before_step',
+    '_after_step',
+)
 
 
 class Classifier(BaseModel):
@@ -52,7 +65,7 @@ class Classifier(BaseModel):
     def __init__(self, model: str, batch_norms: int):
         super().__init__()
         cls, arch = MODELS[model]
-        self.backbone = cls(arch, out_indices=(3, ))
+        self.backbone = cls(arch, out_indices=(3,))
         channels = self.backbone.norm3.weight.numel()
         self.norms = nn.Sequential(*(nn.BatchNorm2d(channels) for _ in range(batch_norms)))
         self.head = nn.Linear(channels, 1000)
@@ -80,10 +93,12 @@ class Listening(Hook):
 
 
 def measured_hooks() -> Dict[str, Hook]:
-    return {'FiniteHook': HOOKS.build(dict(type='mmhcnet.FiniteHook')),
-            'DataFaultHook': Listening(),
-            'PreemptionHook': HOOKS.build(dict(type='mmhcnet.PreemptionHook')),
-            'exact resumption': Seeding()}
+    return {
+        'FiniteHook': HOOKS.build(dict(type='mmhcnet.FiniteHook')),
+        'DataFaultHook': Listening(),
+        'PreemptionHook': HOOKS.build(dict(type='mmhcnet.PreemptionHook')),
+        'exact resumption': Seeding(),
+    }
 
 
 # Of the processor all threads' seconds, so compare shares, or run with OMP_NUM_THREADS=1.
@@ -94,7 +109,7 @@ class Clock:
     """Time spent in calls of a hook."""
 
     def __init__(self, hook: Hook):
-        self.seconds = 0.
+        self.seconds = 0.0
         for name in CALLS:
             if hasattr(hook, name):
                 setattr(hook, name, self._timed(getattr(hook, name)))
@@ -113,6 +128,7 @@ class Clock:
 @LOOPS.register_module()
 class TurnsLoop(BaseLoop):
     """Steps without and with each hook, in turns; ``rows`` holds what came of it."""
+
     max_epochs = epoch = iter = 0
     max_iters = 1
 
@@ -121,8 +137,9 @@ class TurnsLoop(BaseLoop):
         self.rounds = rounds
         self.rows: List[list] = []
         batch = dataloader['batch_size']
-        self.batch = dict(inputs=torch.randn(batch, 3, size, size),
-                          labels=torch.randint(1000, (batch, )))
+        self.batch = dict(
+            inputs=torch.randn(batch, 3, size, size), labels=torch.randint(1000, (batch,))
+        )
 
     def step(self, hooks: List[Hook]) -> float:
         start = now()
@@ -130,8 +147,9 @@ class TurnsLoop(BaseLoop):
             hook.before_train_iter(self.runner, batch_idx=self.iter, data_batch=self.batch)
         outputs = self.runner.model.train_step(self.batch, self.runner.optim_wrapper)
         for hook in hooks:
-            hook.after_train_iter(self.runner, batch_idx=self.iter, data_batch=self.batch,
-                                  outputs=outputs)
+            hook.after_train_iter(
+                self.runner, batch_idx=self.iter, data_batch=self.batch, outputs=outputs
+            )
         synchronize(get_device())
         self.iter += 1
         return now() - start
@@ -149,7 +167,7 @@ class TurnsLoop(BaseLoop):
                 # It registers with model and optimizer, and leaves them again.
                 hook.before_train(self.runner)
                 self.step([hook, *mmengines])
-                clock.seconds = 0.
+                clock.seconds = 0.0
                 with_hook = self.step([hook, *mmengines])
                 spent = clock.seconds
                 hook.after_train(self.runner)
@@ -157,19 +175,32 @@ class TurnsLoop(BaseLoop):
                     plain.append(without)
                     ratios.append(with_hook / without)
                     own.append(spent)
-            self.rows.append([name, 1e3 * statistics.median(own), 1e3 * statistics.median(plain),
-                              statistics.median(ratios)])
+            self.rows.append(
+                [
+                    name,
+                    1e3 * statistics.median(own),
+                    1e3 * statistics.median(plain),
+                    statistics.median(ratios),
+                ]
+            )
 
 
 def measure_hooks(args: argparse.Namespace, work_dir: str) -> List[list]:
     optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))
     runner = Runner(
-        Classifier(args.model, args.batch_norms), work_dir,
+        Classifier(args.model, args.batch_norms),
+        work_dir,
         train_cfg=dict(type='TurnsLoop', rounds=args.rounds, size=args.size),
-        train_dataloader=dict(batch_size=args.batch, dataset=list(range(args.batch)),
-                              sampler=dict(type='DefaultSampler', shuffle=False)),
-        optim_wrapper=fused(optim_wrapper), default_hooks=dict(logger=None, checkpoint=None),
-        experiment_name='hooks', log_level='WARNING')
+        train_dataloader=dict(
+            batch_size=args.batch,
+            dataset=list(range(args.batch)),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+        ),
+        optim_wrapper=fused(optim_wrapper),
+        default_hooks=dict(logger=None, checkpoint=None),
+        experiment_name='hooks',
+        log_level='WARNING',
+    )
     runner.train()
     return runner.train_loop.rows
 
@@ -181,8 +212,12 @@ def fused(optim_wrapper: dict) -> dict:
     return cfg.optim_wrapper
 
 
-def in_turns(rounds: int, without: Callable[[], Any], with_it: Callable[[], Any],
-             clock: Callable[[], float] = now) -> tuple:
+def in_turns(
+    rounds: int,
+    without: Callable[[], Any],
+    with_it: Callable[[], Any],
+    clock: Callable[[], float] = now,
+) -> tuple:
     """Median milliseconds of both and the median ratio, after a first turn that does not count."""
     times = []
     for _ in range(rounds + 1):
@@ -193,12 +228,14 @@ def in_turns(rounds: int, without: Callable[[], Any], with_it: Callable[[], Any]
             turn.append(1e3 * (clock() - start))
         times.append(turn)
     plain, checked = zip(*times[1:])
-    return (statistics.median(plain), statistics.median(checked),
-            statistics.median(b / a for a, b in times[1:]))
+    return (
+        statistics.median(plain),
+        statistics.median(checked),
+        statistics.median(b / a for a, b in times[1:]),
+    )
 
 
 class Photos(BaseDataset):
-
     def load_data_list(self) -> List[dict]:
         return [dict(img_path=str(path), gt_label=0) for path in sorted(self.data_root.iterdir())]
 
@@ -210,25 +247,43 @@ def measure_samples(rounds: int, folder: Path) -> Optional[tuple]:
     except ImportError:
         return None
     import cv2
+
     folder.mkdir()
     rng = np.random.RandomState(0)
     for i in range(32):
         smooth = cv2.resize(rng.randint(0, 256, (24, 32, 3), dtype=np.uint8), (500, 375))
         cv2.imwrite(str(folder / f'{i}.jpg'), smooth)
-    pipeline = [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(256, 256)),
-                dict(type='RandomFlip', prob=0.5)]
-    plain, checked = (Photos(data_root=folder, data_prefix={}, pipeline=list(pipeline))
-                      for _ in range(2))
+    pipeline = [
+        dict(type='LoadImageFromFile'),
+        dict(type='Resize', scale=(256, 256)),
+        dict(type='RandomFlip', prob=0.5),
+    ]
+    plain, checked = (
+        Photos(data_root=folder, data_prefix={}, pipeline=list(pipeline)) for _ in range(2)
+    )
     read_through_backend(checked)
-    return in_turns(rounds, lambda: [plain[i] for i in range(32)],
-                    lambda: [read_tolerantly(checked, i) for i in range(32)])
+    return in_turns(
+        rounds,
+        lambda: [plain[i] for i in range(32)],
+        lambda: [read_tolerantly(checked, i) for i in range(32)],
+    )
 
 
 def measure_annotations(rounds: int, path: Path) -> tuple:
     """Reading a COCO file of 100 000 boxes, and looking at them for those that are left out."""
     images = [dict(id=i, file_name=f'{i}.jpg', width=640, height=480) for i in range(14_000)]
-    boxes = [dict(id=i, image_id=i % 14_000, category_id=1, bbox=[9.5, 8.5, 99.5, 80.5], area=8009.,
-                  iscrowd=0, segmentation=[[9.5 + j for j in range(24)]]) for i in range(100_000)]
+    boxes = [
+        dict(
+            id=i,
+            image_id=i % 14_000,
+            category_id=1,
+            bbox=[9.5, 8.5, 99.5, 80.5],
+            area=8009.0,
+            iscrowd=0,
+            segmentation=[[9.5 + j for j in range(24)]],
+        )
+        for i in range(100_000)
+    ]
     path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=[])))
 
     def look():
@@ -243,19 +298,28 @@ def measure_checkpoints(args: argparse.Namespace, folder: Path) -> tuple:
     weights = Classifier(args.model, 0).state_dict()
     content = bytes(3 * sum(value.numel() * value.element_size() for value in weights.values()))
     ours = get_file_backend(backend_args=dict(backend='mmhcnet.checkpoint'))
-    return in_turns(max(2, args.rounds // 4), lambda: (folder / 'a.pth').write_bytes(content),
-                    lambda: ours.put(content, folder / 'b.pth'), time.perf_counter)
+    return in_turns(
+        max(2, args.rounds // 4),
+        lambda: (folder / 'a.pth').write_bytes(content),
+        lambda: ours.put(content, folder / 'b.pth'),
+        time.perf_counter,
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--model', choices=list(MODELS), default='hcnet_t')
     parser.add_argument('--batch', type=int, default=4)
     parser.add_argument('--size', type=int, default=224)
-    parser.add_argument('--batch-norms', type=int, default=20,
-                        help="batch norms after the backbone (default: 20; UperNet's heads have "
-                        'about as many, those of classification and detection none)')
+    parser.add_argument(
+        '--batch-norms',
+        type=int,
+        default=20,
+        help="batch norms after the backbone (default: 20; UperNet's heads have "
+        'about as many, those of classification and detection none)',
+    )
     parser.add_argument('--rounds', type=int, default=20)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -264,20 +328,29 @@ def main() -> None:
             hooks = measure_hooks(args, str(folder / 'run'))
         once = {
             'sample (32 photos)': measure_samples(args.rounds, folder / 'photos'),
-            'COCO file (100 000 boxes)': measure_annotations(max(2, args.rounds // 4),
-                                                             folder / 'coco.json'),
-            'checkpoint (weights and moments)': measure_checkpoints(args, folder)}
-    print(f'{args.model}, batch {args.batch}, {args.size}x{args.size}, {args.batch_norms} batch '
-          f'norms, {"GPU" if torch.cuda.is_available() else "CPU"}, torch {torch.__version__}, '
-          f'{torch.get_num_threads()} threads\n')
-    print('| in each iteration | ms in its calls | step without, ms | of it | step over without |\n'
-          '| --- | --- | --- | --- | --- |')
+            'COCO file (100 000 boxes)': measure_annotations(
+                max(2, args.rounds // 4), folder / 'coco.json'
+            ),
+            'checkpoint (weights and moments)': measure_checkpoints(args, folder),
+        }
+    print(
+        f'{args.model}, batch {args.batch}, {args.size}x{args.size}, {args.batch_norms} batch '
+        f'norms, {"GPU" if torch.cuda.is_available() else "CPU"}, torch {torch.__version__}, '
+        f'{torch.get_num_threads()} threads\n'
+    )
+    print(
+        '| in each iteration | ms in its calls | step without, ms | of it | step over without |\n'
+        '| --- | --- | --- | --- | --- |'
+    )
     for name, own, step, ratio in hooks:
         print(f'| {name} | {own:.3f} | {step:.0f} | {100 * own / step:.2f} % | {ratio:.3f} |')
     print('\n| for each | ms without | ms with | ratio |\n| --- | --- | --- | --- |')
     for name, row in once.items():
-        print(f'| {name} | needs mmcv | | |' if row is None else
-              f'| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.3f} |')
+        print(
+            f'| {name} | needs mmcv | | |'
+            if row is None
+            else f'| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.3f} |'
+        )
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ those that it reads and writes, each field once; a norm over a whole sample read
 over pixels, and the kernels that add up partial ones, are in the time but not in the bytes. Written
 for a GPU; on a CPU the references are compared with themselves.
 """
+
 import argparse
 from typing import Callable, Iterator, NamedTuple, Tuple
 
@@ -22,6 +23,7 @@ VHEAT_T = ((96, 56), (192, 28), (384, 14), (768, 7))
 
 class Case(NamedTuple):
     """A kernel on a field of so many channels; ``passes``: fields that it reads and writes."""
+
     name: str
     channels: int
     passes: int
@@ -30,6 +32,7 @@ class Case(NamedTuple):
 
 def cases(batch: int, dtype: torch.dtype, device: str) -> Iterator[Tuple[int, Case]]:
     """Size of a map, and what to run on it."""
+
     def field(channels: int, size: int) -> Tensor:
         x = torch.randn(batch, channels, size, size, device=device, dtype=dtype)
         return x.contiguous(memory_format=torch.channels_last)
@@ -53,12 +56,15 @@ def cases(batch: int, dtype: torch.dtype, device: str) -> Iterator[Tuple[int, Ca
         gate = field(2 * c, size).permute(0, 2, 3, 1)[..., c:]
         statistic = torch.ones(*u.shape[:3], 1, device=device)
         yield size, Case('norm_gate_forward', c, 3, (u, gate, gamma, gamma, 1e-5))
-        yield size, Case('norm_gate_backward', c, 5,
-                         (u, u, gate, gamma, gamma, statistic, statistic))
+        yield (
+            size,
+            Case('norm_gate_backward', c, 5, (u, u, gate, gamma, gamma, statistic, statistic)),
+        )
 
 
 def seconds(function: Callable, inputs: tuple, device: str) -> float:
     """Median of five timings of about a tenth of a second each."""
+
     def step() -> None:
         function(*inputs)
 
@@ -71,7 +77,8 @@ def seconds(function: Callable, inputs: tuple, device: str) -> float:
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--batch', type=int, default=128)
     parser.add_argument('--dtype', choices=['float32', 'float16', 'bfloat16'], default='bfloat16')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
@@ -82,16 +89,21 @@ def main() -> None:
     target = torch.empty_like(source)
     moved = 2 * source.numel() * source.element_size()
     copy = moved / min(timed(lambda: target.copy_(source), 5, args.device) for _ in range(5))
-    print(f'torch {torch.__version__}, {args.device}, {args.dtype}, batch {args.batch}; '
-          f'copy: {copy / 1e9:.0f} GB/s\n')
+    print(
+        f'torch {torch.__version__}, {args.device}, {args.dtype}, batch {args.batch}; '
+        f'copy: {copy / 1e9:.0f} GB/s\n'
+    )
     print('| kernel | C, H = W | microseconds | reference / kernel | share of copy |')
     print('|' + ' --- |' * 5)
     for size, case in cases(args.batch, dtype, args.device):
         ours = seconds(getattr(ops, case.name), case.inputs, args.device)
         theirs = seconds(getattr(ops, f'{case.name}_ref'), case.inputs, args.device)
         field = case.passes * args.batch * case.channels * size**2 * dtype.itemsize
-        print(f'| {case.name} | {case.channels}, {size} | {1e6 * ours:.1f} | {theirs / ours:.2f} | '
-              f'{100 * field / ours / copy:.0f} % |', flush=True)
+        print(
+            f'| {case.name} | {case.channels}, {size} | {1e6 * ours:.1f} | {theirs / ours:.2f} | '
+            f'{100 * field / ours / copy:.0f} % |',
+            flush=True,
+        )
 
 
 if __name__ == '__main__':

@@ -9,6 +9,7 @@ HcNet's settings share it. Then every model is trained on every data set with se
 Data are folders in ImageNet's layout, with train and val or test in them. What is done is kept in
 OUT/runs.csv: the command goes on from there. Written at the end: OUT.png and the tables OUT.md.
 """
+
 import argparse
 import csv
 import functools
@@ -48,34 +49,46 @@ def widths(width: int) -> List[int]:
 
 def hcnet(**settings) -> Callable[[int], nn.Module]:
     return lambda width: HcNet(
-        dict(embed_dims=widths(width), depths=DEPTHS), out_indices=(3, ), **settings)
+        dict(embed_dims=widths(width), depths=DEPTHS), out_indices=(3,), **settings
+    )
 
 
 def vheat(width: int) -> nn.Module:
     arch = dict(embed_dims=widths(width), depths=DEPTHS, post_norm=False, layer_scale=None)
-    return VHeat(arch, img_size=SIDE, out_indices=(3, ))
+    return VHeat(arch, img_size=SIDE, out_indices=(3,))
 
 
 def resnet(width: int) -> nn.Module:
     from mmpretrain.models import ResNet
-    return ResNet(18, stem_channels=width, base_channels=width, out_indices=(3, ))
+
+    return ResNet(18, stem_channels=width, base_channels=width, out_indices=(3,))
 
 
 def convnext(width: int) -> nn.Module:
     from mmpretrain.models import ConvNeXt
+
     # A layer scale of 1e-6 is for hundreds of epochs.
-    return ConvNeXt(dict(depths=DEPTHS, channels=widths(width)),
-                    gap_before_final_norm=False, layer_scale_init_value=0.)
+    return ConvNeXt(
+        dict(depths=DEPTHS, channels=widths(width)),
+        gap_before_final_norm=False,
+        layer_scale_init_value=0.0,
+    )
 
 
 def swin(width: int) -> nn.Module:
     from mmpretrain.models import SwinTransformer
-    return SwinTransformer(dict(embed_dims=width, depths=DEPTHS, num_heads=[1, 2, 4, 8]),
-                           img_size=SIDE, window_size=4, pad_small_map=True)
+
+    return SwinTransformer(
+        dict(embed_dims=width, depths=DEPTHS, num_heads=[1, 2, 4, 8]),
+        img_size=SIDE,
+        window_size=4,
+        pad_small_map=True,
+    )
 
 
 class Model(NamedTuple):
     """How to build a model of a width; models of one architecture share the learning rate."""
+
     architecture: str
     build: Callable[[int], nn.Module]
 
@@ -96,6 +109,7 @@ MODELS = {
 
 class Job(NamedTuple):
     """One training."""
+
     purpose: str  # tune, or compare
     data: str
     model: str
@@ -130,6 +144,7 @@ def initialise(model: nn.Module) -> None:
 
 # Data
 
+
 def read_split(folder: Path) -> Tuple[Tensor, Tensor]:
     """Images (N, 3, S, S) uint8 and labels (N,) of class folders."""
     images, labels = [], []
@@ -147,7 +162,7 @@ def read_data(folder: str, most: int, held_out: bool) -> Tuple[tuple, tuple]:
     x, y = read_split(root / 'train')
     order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
     if held_out:
-        test, train = order[:len(y) // 5], order[len(y) // 5:]
+        test, train = order[: len(y) // 5], order[len(y) // 5 :]
         return (x[train[:most]], y[train[:most]]), (x[test], y[test])
     test = next(root / name for name in ('val', 'test') if (root / name).is_dir())
     return (x[order[:most]], y[order[:most]]), read_split(test)
@@ -157,11 +172,13 @@ def crop(x: Tensor, rng: torch.Generator) -> Tensor:
     """Each image shifted by up to 4 pixels either way, the border filled with its mean colour 0."""
     padded = nn.functional.pad(x, (4, 4, 4, 4))
     shifts = torch.randint(0, 9, (len(x), 2), generator=rng).tolist()
-    return torch.stack([image[:, i:i + SIDE, j:j + SIDE]
-                        for image, (i, j) in zip(padded, shifts)])
+    return torch.stack(
+        [image[:, i : i + SIDE, j : j + SIDE] for image, (i, j) in zip(padded, shifts)]
+    )
 
 
 # Training
+
 
 def train(job: Job, most: int, device: str, threads: int) -> Dict[str, object]:
     """One row of the table."""
@@ -179,31 +196,38 @@ def train(job: Job, most: int, device: str, threads: int) -> Dict[str, object]:
     size = min(BATCH, len(y))
     steps = job.epochs * (len(y) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, job.lr, steps, pct_start=0.1, cycle_momentum=False)
+        optimizer, job.lr, steps, pct_start=0.1, cycle_momentum=False
+    )
     accuracies, start = [], time.time()
     for _ in range(job.epochs):
         classifier.train()
         order = torch.randperm(len(y), generator=rng)
         for i in range(0, len(y) - size + 1, size):
-            batch = order[i:i + size]
+            batch = order[i : i + size]
             scores = classifier(crop(x[batch], rng).to(device))
             loss = nn.functional.cross_entropy(scores, y[batch].to(device))
             optimizer.zero_grad()
             loss.backward()
-            nn.utils.clip_grad_norm_(classifier.parameters(), 5.)
+            nn.utils.clip_grad_norm_(classifier.parameters(), 5.0)
             optimizer.step()
             schedule.step()
         accuracies.append(accuracy(classifier, x_test, y_test, device))
-    return dict(job._asdict(), parameters=parameters(classifier),
-                seconds=round(time.time() - start, 1), accuracies=json.dumps(accuracies))
+    return dict(
+        job._asdict(),
+        parameters=parameters(classifier),
+        seconds=round(time.time() - start, 1),
+        accuracies=json.dumps(accuracies),
+    )
 
 
 @torch.no_grad()
 def accuracy(classifier: nn.Module, x: Tensor, y: Tensor, device: str) -> float:
     """Top-1 in percent."""
     classifier.eval()
-    right = sum(int((classifier(part.to(device)).argmax(1).cpu() == truth).sum())
-                for part, truth in zip(x.split(200), y.split(200)))
+    right = sum(
+        int((classifier(part.to(device)).argmax(1).cpu() == truth).sum())
+        for part, truth in zip(x.split(200), y.split(200))
+    )
     return round(100 * right / len(y), 2)
 
 
@@ -220,22 +244,26 @@ class Runs:
 
     @staticmethod
     def _job(row: dict) -> Job:
-        return Job(row['purpose'], row['data'], row['model'], int(row['seed']), float(row['lr']),
-                   int(row['epochs']))
+        return Job(
+            row['purpose'],
+            row['data'],
+            row['model'],
+            int(row['seed']),
+            float(row['lr']),
+            int(row['epochs']),
+        )
 
     def complete(self, jobs: List[Job], args: argparse.Namespace) -> None:
         """Train what is not there yet."""
         left = [job for job in jobs if job not in self.rows]
-        run = functools.partial(
-            train, most=args.most, device=args.device, threads=args.threads)
+        run = functools.partial(train, most=args.most, device=args.device, threads=args.threads)
         new = not self.path.exists()
         # Forked processes would inherit the threads of this one.
         with open(self.path, 'a', newline='') as file, get_context('spawn').Pool(args.jobs) as pool:
             writer = csv.DictWriter(file, FIELDS)
             if new:
                 writer.writeheader()
-            for row in tqdm(pool.imap_unordered(run, left), total=len(left),
-                            desc=jobs[0].purpose):
+            for row in tqdm(pool.imap_unordered(run, left), total=len(left), desc=jobs[0].purpose):
                 writer.writerow(row)
                 file.flush()
                 self.rows[self._job(row)] = {k: str(v) for k, v in row.items()}
@@ -247,33 +275,47 @@ class Runs:
 def best_rates(runs: Runs, args: argparse.Namespace) -> Dict[str, float]:
     """The learning rate of each architecture."""
     names = {MODELS[name].architecture: name for name in reversed(args.models)}
-    tried = {architecture: [Job('tune', args.data[0], name, 0, lr, args.tune_epochs)
-                            for lr in args.rates] for architecture, name in names.items()}
+    tried = {
+        architecture: [
+            Job('tune', args.data[0], name, 0, lr, args.tune_epochs) for lr in args.rates
+        ]
+        for architecture, name in names.items()
+    }
     runs.complete([job for jobs in tried.values() for job in jobs], args)
     return {architecture: max(jobs, key=runs.last).lr for architecture, jobs in tried.items()}
 
 
 # What comes out
 
+
 def curves(runs: Runs, jobs: Dict[Tuple[str, str], List[Job]]) -> Dict[Tuple[str, str], np.ndarray]:
     """Accuracies (seeds, epochs) of each (data, model)."""
-    return {key: np.array([json.loads(runs.rows[job]['accuracies']) for job in group])
-            for key, group in jobs.items()}
+    return {
+        key: np.array([json.loads(runs.rows[job]['accuracies']) for job in group])
+        for key, group in jobs.items()
+    }
 
 
 def draw(found: Dict[Tuple[str, str], np.ndarray], data: List[str], path: Path) -> None:
-    figure, axes = plt.subplots(1, len(data), figsize=(7 * len(data), 5), squeeze=False,
-                                layout='constrained')
+    figure, axes = plt.subplots(
+        1, len(data), figsize=(7 * len(data), 5), squeeze=False, layout='constrained'
+    )
     for axis, name in zip(axes[0], data):
         for number, (key, values) in enumerate((k, v) for k, v in found.items() if k[0] == name):
             epochs, mean = np.arange(1, values.shape[1] + 1), values.mean(0)
             style = '-' if key[1].startswith('HcNet') else '--'
-            line, = axis.plot(epochs, mean, style, color=f'C{number}', label=key[1])
-            axis.fill_between(epochs, values.min(0), values.max(0), alpha=.12,
-                              color=line.get_color(), linewidth=0)
+            (line,) = axis.plot(epochs, mean, style, color=f'C{number}', label=key[1])
+            axis.fill_between(
+                epochs,
+                values.min(0),
+                values.max(0),
+                alpha=0.12,
+                color=line.get_color(),
+                linewidth=0,
+            )
         axis.set(title=title_of(name), xlabel='epoch', ylabel='top-1 on the test images (%)')
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.grid(alpha=.3)
+        axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=9)
     figure.savefig(path, dpi=100)
 
@@ -283,48 +325,78 @@ def title_of(folder: str) -> str:
     return path.parent.name if path.name == 'classification' else path.name
 
 
-def table(runs: Runs, jobs: Dict[Tuple[str, str], List[Job]], data: List[str],
-          models: List[str]) -> str:
+def table(
+    runs: Runs, jobs: Dict[Tuple[str, str], List[Job]], data: List[str], models: List[str]
+) -> str:
     """Markdown: mean and deviation over the seeds, of the last epoch."""
-    lines = [f"| model | parameters | learning rate | {' | '.join(map(title_of, data))} | "
-             's an epoch |', '| --- ' * (4 + len(data)) + '|']
+    lines = [
+        f"| model | parameters | learning rate | {' | '.join(map(title_of, data))} | s an epoch |",
+        '| --- ' * (4 + len(data)) + '|',
+    ]
     for model in models:
         cells = []
         for name in data:
             last = [runs.last(job) for job in jobs[name, model]]
             cells.append(f'{statistics.mean(last):.1f} ± {statistics.pstdev(last):.1f}')
         row = runs.rows[jobs[data[0], model][0]]
-        seconds = statistics.median(float(runs.rows[job]['seconds']) / job.epochs
-                                    for job in jobs[data[0], model])
-        lines.append(f"| {model} | {int(row['parameters']):,} | {float(row['lr']):g} | "
-                     f"{' | '.join(cells)} | {seconds:.1f} |")
+        seconds = statistics.median(
+            float(runs.rows[job]['seconds']) / job.epochs for job in jobs[data[0], model]
+        )
+        lines.append(
+            f"| {model} | {int(row['parameters']):,} | {float(row['lr']):g} | "
+            f"{' | '.join(cells)} | {seconds:.1f} |"
+        )
     return '\n'.join(lines)
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--data', nargs='+', default=['data/digits/classification'],
-                        metavar='FOLDER', help='data sets (default: the embedded digits)')
-    parser.add_argument('--models', nargs='+', choices=MODELS, default=list(MODELS), metavar='NAME',
-                        help=f"of: {'; '.join(MODELS)} (default: all)")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--data',
+        nargs='+',
+        default=['data/digits/classification'],
+        metavar='FOLDER',
+        help='data sets (default: the embedded digits)',
+    )
+    parser.add_argument(
+        '--models',
+        nargs='+',
+        choices=MODELS,
+        default=list(MODELS),
+        metavar='NAME',
+        help=f"of: {'; '.join(MODELS)} (default: all)",
+    )
     parser.add_argument('--seeds', type=int, default=3, help='(default: %(default)s)')
     parser.add_argument('--epochs', type=int, default=10, help='(default: %(default)s)')
     parser.add_argument('--tune-epochs', type=int, default=5, help='(default: %(default)s)')
-    parser.add_argument('--rates', nargs='+', type=float, default=list(RATES),
-                        help='learning rates to choose from (default: %(default)s)')
-    parser.add_argument('--most', type=int, default=3000,
-                        help='training images of each data set (default: %(default)s)')
-    parser.add_argument('--jobs', type=int, default=2,
-                        help='trainings at a time (default: %(default)s)')
+    parser.add_argument(
+        '--rates',
+        nargs='+',
+        type=float,
+        default=list(RATES),
+        help='learning rates to choose from (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--most',
+        type=int,
+        default=3000,
+        help='training images of each data set (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--jobs', type=int, default=2, help='trainings at a time (default: %(default)s)'
+    )
     parser.add_argument('--threads', type=int, default=1, help='of each (default: %(default)s)')
     parser.add_argument('--device', default='cpu')
     parser.add_argument('--out', type=Path, default=Path('work_dirs/learning'))
     args = parser.parse_args()
     for folder in args.data:
         if not (Path(folder) / 'train').is_dir():
-            parser.error(f"no folder '{folder}/train': give folders in ImageNet's layout; "
-                         'tools/dataset_converters/make_digits.py makes the digits')
+            parser.error(
+                f"no folder '{folder}/train': give folders in ImageNet's layout; "
+                'tools/dataset_converters/make_digits.py makes the digits'
+            )
         if not any((Path(folder) / name).is_dir() for name in ('val', 'test')):
             parser.error(f"neither '{folder}/val' nor '{folder}/test' is there")
     return args
@@ -335,9 +407,14 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     runs = Runs(args.out / 'runs.csv')
     rates = best_rates(runs, args)
-    jobs = {(data, name): [
-        Job('compare', data, name, seed, rates[MODELS[name].architecture], args.epochs)
-        for seed in range(args.seeds)] for data in args.data for name in args.models}
+    jobs = {
+        (data, name): [
+            Job('compare', data, name, seed, rates[MODELS[name].architecture], args.epochs)
+            for seed in range(args.seeds)
+        ]
+        for data in args.data
+        for name in args.models
+    }
     runs.complete([job for group in jobs.values() for job in group], args)
     draw(curves(runs, jobs), args.data, args.out.with_suffix('.png'))
     text = table(runs, jobs, args.data, args.models)

@@ -1,4 +1,5 @@
 """Parameters and multiply-accumulates of the backbone and of the whole model of a config."""
+
 from mmhcnet.cli.config import load_config, stock_config
 from mmhcnet.cli.errors import one_line_errors
 from mmhcnet.cli.parser import add_config, add_shape, make_parser
@@ -7,12 +8,20 @@ from mmhcnet.inference.complexity import MASKS, PROPOSALS, SHAPES, count_complex
 
 def main() -> None:
     parser = make_parser(__doc__)
-    add_config(parser, help="config file, or 'package::path' for one "
-                        'that mmpretrain, mmdet or mmseg carries')
-    add_shape(parser, help='image size (default: 224 224 for classification, 800 1280 for '
-                        'detection, 512 2048 for segmentation)')
-    parser.add_argument('--folded', action='store_true',
-                        help='count the form for one image size that vHeat can be folded to')
+    add_config(
+        parser,
+        help="config file, or 'package::path' for one that mmpretrain, mmdet or mmseg carries",
+    )
+    add_shape(
+        parser,
+        help='image size (default: 224 224 for classification, 800 1280 for '
+        'detection, 512 2048 for segmentation)',
+    )
+    parser.add_argument(
+        '--folded',
+        action='store_true',
+        help='count the form for one image size that vHeat can be folded to',
+    )
     args = parser.parse_args()
     with one_line_errors():
         cfg = load_config(stock_config(args.config), args.cfg_options, work_dir=None)

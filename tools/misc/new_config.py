@@ -5,6 +5,7 @@ class folders train/ and val/ for a classifier, COCO's JSON with "train" and "va
 for a detector, images/ and annotations/ with training/ and validation/ each (as in ADE20K) for a
 segmentor. The data is only read.
 """
+
 import os
 from pathlib import Path
 from typing import Any, List, Optional, Tuple
@@ -18,8 +19,14 @@ from mmhcnet.cli.config import innermost_datasets, load_config
 from mmhcnet.cli.errors import import_task, one_line_errors
 from mmhcnet.cli.parser import make_parser
 from mmhcnet.datasets.check import stop_at_errors
-from mmhcnet.datasets.layouts import (Layout, Part, coco_layout, folder_layout, label_map_layout,
-                                      palette)
+from mmhcnet.datasets.layouts import (
+    Layout,
+    Part,
+    coco_layout,
+    folder_layout,
+    label_map_layout,
+    palette,
+)
 from mmhcnet.errors import UserError
 
 
@@ -31,9 +38,14 @@ def heads(part: Any, classes: int) -> Any:
     if isinstance(part, (list, tuple)):
         changed = [heads(inner, classes) for inner in part]
         # Lists are replaced as a whole.
-        return None if not any(changed) else [
-            inner if change is None else dict(inner, **change)
-            for inner, change in zip(part, changed)]
+        return (
+            None
+            if not any(changed)
+            else [
+                inner if change is None else dict(inner, **change)
+                for inner, change in zip(part, changed)
+            ]
+        )
     if not isinstance(part, dict):
         return None
     changed = {}
@@ -76,8 +88,10 @@ def code(value: Any, taken: int = 0, indent: int = 0) -> str:
     if taken + len(flat) < WIDTH and '\n' not in flat:
         return flat
     pad = ' ' * (indent + 4)
-    lines = [f'{pad}{head}{code(inner, indent + 4 + len(head), indent + 4)}'
-             for head, inner in zip(heads_of, values)]
+    lines = [
+        f'{pad}{head}{code(inner, indent + 4 + len(head), indent + 4)}'
+        for head, inner in zip(heads_of, values)
+    ]
     return f'{begin}\n' + ',\n'.join(lines) + end
 
 
@@ -102,8 +116,11 @@ def without_zero_label(pipeline: Any) -> Any:
     if isinstance(pipeline, (list, tuple)):
         return type(pipeline)(without_zero_label(step) for step in pipeline)
     if isinstance(pipeline, dict):
-        return {key: without_zero_label(value) for key, value in pipeline.items()
-                if key != 'reduce_zero_label'}
+        return {
+            key: without_zero_label(value)
+            for key, value in pipeline.items()
+            if key != 'reduce_zero_label'
+        }
     return pipeline
 
 
@@ -111,22 +128,32 @@ def classification(cfg: Config, layout: Layout, root: str) -> List[str]:
     number = len(layout.classes)
 
     def dataset(part: Part, split: str) -> dict:
-        return dict(dataset=dict(
-            _delete_=True, type='CustomDataset', data_root=root, data_prefix=part.images,
-            metainfo=dict(classes=layout.classes), pipeline=pipeline_of(cfg, split)))
+        return dict(
+            dataset=dict(
+                _delete_=True,
+                type='CustomDataset',
+                data_root=root,
+                data_prefix=part.images,
+                metainfo=dict(classes=layout.classes),
+                pipeline=pipeline_of(cfg, split),
+            )
+        )
 
     blocks = [
-        block('A folder per class; mmpretrain numbers them in alphabetical order.',
-              train_dataloader=dataset(layout.train, 'train'),
-              val_dataloader=dataset(layout.val, 'val')),
-        block(f'{number} classes in the head, and for Mixup and CutMix.',
-              model=heads(cfg.model, number) or {},
-              data_preprocessor=dict(num_classes=number)),
+        block(
+            'A folder per class; mmpretrain numbers them in alphabetical order.',
+            train_dataloader=dataset(layout.train, 'train'),
+            val_dataloader=dataset(layout.val, 'val'),
+        ),
+        block(
+            f'{number} classes in the head, and for Mixup and CutMix.',
+            model=heads(cfg.model, number) or {},
+            data_preprocessor=dict(num_classes=number),
+        ),
     ]
     topk = cfg.val_evaluator.get('topk', 1)
     if max(topk if isinstance(topk, (list, tuple)) else [topk]) > number:
-        blocks.append(block(f'There is no top-5 of {number} classes.',
-                            val_evaluator=dict(topk=1)))
+        blocks.append(block(f'There is no top-5 of {number} classes.', val_evaluator=dict(topk=1)))
     return blocks
 
 
@@ -135,17 +162,28 @@ def detection(cfg: Config, layout: Layout, root: str) -> List[str]:
     meta = dict(classes=layout.classes, palette=palette(number))
 
     def dataset(part: Part) -> dict:
-        return dict(dataset=dict(
-            type='CocoDataset', data_root=f'{root}/', ann_file=part.labels,
-            data_prefix=dict(img=f'{part.images}/'), metainfo=Name('meta')))
+        return dict(
+            dataset=dict(
+                type='CocoDataset',
+                data_root=f'{root}/',
+                ann_file=part.labels,
+                data_prefix=dict(img=f'{part.images}/'),
+                metainfo=Name('meta'),
+            )
+        )
 
     return [
         block('The categories, in the order of the annotation files.', meta=meta),
-        block('Where images and annotations are.', train_dataloader=dataset(layout.train),
-              val_dataloader=dataset(layout.val)),
+        block(
+            'Where images and annotations are.',
+            train_dataloader=dataset(layout.train),
+            val_dataloader=dataset(layout.val),
+        ),
         block(f'{number} classes in every head.', model=heads(cfg.model, number) or {}),
-        block('COCO\'s evaluation reads the annotations by itself.',
-              val_evaluator=dict(ann_file=f'{root}/{layout.val.labels}')),
+        block(
+            'COCO\'s evaluation reads the annotations by itself.',
+            val_evaluator=dict(ann_file=f'{root}/{layout.val.labels}'),
+        ),
     ]
 
 
@@ -158,31 +196,43 @@ def segmentation(cfg: Config, layout: Layout, root: str) -> List[str]:
         own = cfg[f'{split}_dataloader'].dataset.pipeline
         if 'reduce_zero_label' in str(own):
             pipeline = without_zero_label(own)
-        return dict(dataset=dict(
-            _delete_=True, type='BaseSegDataset', data_root=root, metainfo=Name('meta'),
-            data_prefix=dict(img_path=part.images, seg_map_path=part.labels),
-            img_suffix=part.image_suffix, seg_map_suffix=part.label_suffix, pipeline=pipeline))
+        return dict(
+            dataset=dict(
+                _delete_=True,
+                type='BaseSegDataset',
+                data_root=root,
+                metainfo=Name('meta'),
+                data_prefix=dict(img_path=part.images, seg_map_path=part.labels),
+                img_suffix=part.image_suffix,
+                seg_map_suffix=part.label_suffix,
+                pipeline=pipeline,
+            )
+        )
 
     names = 'The classes, in the order of their ids in the label maps; 255 is no label.'
     if not layout.named:
         names += '\n# These are no names: write your own, in the same order.'
     return [
         block(names, meta=meta),
-        block('Where images and label maps are; id 0 is a class as the others.',
-              train_dataloader=dataset(layout.train, 'train'),
-              val_dataloader=dataset(layout.val, 'val')),
+        block(
+            'Where images and label maps are; id 0 is a class as the others.',
+            train_dataloader=dataset(layout.train, 'train'),
+            val_dataloader=dataset(layout.val, 'val'),
+        ),
         block(f'{number} classes in both heads.', model=heads(cfg.model, number) or {}),
     ]
 
 
-TASKS = dict(mmpretrain=(folder_layout, classification), mmdet=(coco_layout, detection),
-             mmseg=(label_map_layout, segmentation))
+TASKS = dict(
+    mmpretrain=(folder_layout, classification),
+    mmdet=(coco_layout, detection),
+    mmseg=(label_map_layout, segmentation),
+)
 
 
 def base_of(name: str) -> Tuple[str, str]:
-    """How a config names its base, one of ours by its name and another one by its path; its path.
-    """
-    ours = name[len('configs/'):] if name.startswith('configs/') else name
+    """How a config names its base, one of ours by its name and another one by its path; its path."""
+    ours = name[len('configs/') :] if name.startswith('configs/') else name
     try:
         return f"__import__('mmhcnet').config({ours!r})", mmhcnet.config(ours)
     except FileNotFoundError as error:
@@ -212,29 +262,38 @@ def write(base: str, data: str, out: str, names: Optional[List[str]]) -> Config:
     test = ['# Tested with what it is validated with.', 'test_dataloader = val_dataloader']
     if any('val_evaluator' in part for part in body):
         test.append('test_evaluator = val_evaluator')
-    text = '\n'.join([f'# {Path(base).stem} on the data in {root}', f'_base_ = {source}', '',
-                      *body, *test, ''])
+    text = '\n'.join(
+        [f'# {Path(base).stem} on the data in {root}', f'_base_ = {source}', '', *body, *test, '']
+    )
     write_file(out, text.encode())
     return load_config(out, None, work_dir=None)
 
 
 def main() -> None:
     parser = make_parser(__doc__)
-    parser.add_argument('base', help='one of our configs, as detection/mask_rcnn_hcnet_t_1x.py, or '
-                        'the path of another one')
+    parser.add_argument(
+        'base',
+        help='one of our configs, as detection/mask_rcnn_hcnet_t_1x.py, or the path of another one',
+    )
     parser.add_argument('--data', required=True, help='folder of your data')
     parser.add_argument('--out', required=True, help='config to write')
-    parser.add_argument('--classes', nargs='+', metavar='NAME',
-                        help='names of the classes of label maps, in the order of their ids '
-                        '(default: the lines of classes.txt in the folder)')
+    parser.add_argument(
+        '--classes',
+        nargs='+',
+        metavar='NAME',
+        help='names of the classes of label maps, in the order of their ids '
+        '(default: the lines of classes.txt in the folder)',
+    )
     args = parser.parse_args()
     with one_line_errors():
         cfg = write(args.base, args.data, args.out, args.classes)
         import_task(cfg.default_scope)
         stop_at_errors(cfg, ['train', 'val'])
-    print(f'{args.out} is written. Next:\n'
-          f'  python tools/misc/prepare_data.py {args.out} --full\n'
-          f'  python tools/train.py {args.out} --trial 10')
+    print(
+        f'{args.out} is written. Next:\n'
+        f'  python tools/misc/prepare_data.py {args.out} --full\n'
+        f'  python tools/train.py {args.out} --trial 10'
+    )
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ their pipelines, and what model, metrics and loops assume. Names, numbers and an
 checked throughout; images and label maps are loaded on a sample, or all of them with --full.
 Nothing is changed. Exit code 1 if something has to be fixed.
 """
+
 import logging
 import sys
 from typing import Iterable, Set
@@ -43,8 +44,10 @@ def report_data_set(data_set: check.DataSetCheck, full: bool) -> Set[str]:
     print(f"{data_set.source.split}: {kind} in {settings.get('data_root') or '.'}")
     levels = report(data_set.thorough(None if full else check.SAMPLE, progress))
     if data_set.read:
-        print(f'  {data_set.read} of {data_set.total} samples were loaded'
-              + ('; --full loads all' if data_set.read < data_set.total else ''))
+        print(
+            f'  {data_set.read} of {data_set.total} samples were loaded'
+            + ('; --full loads all' if data_set.read < data_set.total else '')
+        )
     if data_set.counts is not None:
         for line in data_set.counts.table():
             print(f'    {line}')
@@ -83,8 +86,11 @@ def verdict(levels: dict) -> str:
 def main() -> None:
     parser = make_parser(__doc__)
     add_config(parser)
-    parser.add_argument('--full', action='store_true',
-                        help=f'load all samples instead of {check.SAMPLE} of each data set')
+    parser.add_argument(
+        '--full',
+        action='store_true',
+        help=f'load all samples instead of {check.SAMPLE} of each data set',
+    )
     args = parser.parse_args()
     levels, seen = {}, []
     with one_line_errors():

@@ -1,4 +1,5 @@
 """Print a config with everything that it inherits, as tools/train.py would run it."""
+
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import one_line_errors
 from mmhcnet.cli.parser import add_config, make_parser

@@ -2,6 +2,7 @@
 
 Classifiers, and detectors and segmentors with a vHeat backbone: their heads' weights are kept.
 """
+
 import argparse
 import os
 
@@ -16,8 +17,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('src', help='checkpoint as published')
     parser.add_argument('dst', help='file to write; must not exist')
-    parser.add_argument('--ema', action='store_true',
-                        help='take the moving average of the weights (model_ema)')
+    parser.add_argument(
+        '--ema', action='store_true', help='take the moving average of the weights (model_ema)'
+    )
     args = parser.parse_args()
     with one_line_errors():
         if os.path.exists(args.dst):

@@ -1,5 +1,6 @@
 """One page about a photo: temperature maps, conduction rates and a diffusing channel of every HcNet
 and vHeat, effective receptive fields and Grad-CAM of all models side by side."""
+
 import logging
 
 from mmhcnet.cli.errors import one_line_errors

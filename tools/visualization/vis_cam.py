@@ -1,4 +1,5 @@
 """Where classifiers look: Grad-CAM of several models side by side on one photo."""
+
 import logging
 
 from mmhcnet.cli.errors import one_line_errors
@@ -23,8 +24,9 @@ def main() -> None:
         cams = []
         for config, checkpoint, *layer in args.models:
             _, model = load_model(config, checkpoint)
-            cams.append(explain(model, picture, model_name(config, checkpoint), *layer,
-                                label=args.label))
+            cams.append(
+                explain(model, picture, model_name(config, checkpoint), *layer, label=args.label)
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     print('\n'.join(draw(picture, cams, args.out)))
     print(f'picture: {args.out}')

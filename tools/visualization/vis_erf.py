@@ -1,5 +1,6 @@
 """Effective receptive field of backbones: how much each pixel of an image moves the centre of the
 last feature map, and the share of pixels that move it by more than a threshold."""
+
 import logging
 
 from mmhcnet.cli.errors import one_line_errors
@@ -14,8 +15,9 @@ def main() -> None:
     parser.add_argument('images', nargs='*', help='photos (default: images of normal noise)')
     add_models(parser)
     add_picture(parser, 'work_dirs/vis_erf/erf.png', 'picture to write')
-    parser.add_argument('--noise', type=int, default=8,
-                        help='images of noise where no photo is given (%(default)s)')
+    parser.add_argument(
+        '--noise', type=int, default=8, help='images of noise where no photo is given (%(default)s)'
+    )
     args = parser.parse_args()
     logging.disable(logging.INFO)
     with one_line_errors():
@@ -24,7 +26,8 @@ def main() -> None:
         for config, checkpoint in args.models:
             _, model = load_model(config, checkpoint)
             fields[model_name(config, checkpoint)] = measure(
-                model, inputs(model, pictures, args.size, args.noise))
+                model, inputs(model, pictures, args.size, args.noise)
+            )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     print('\n'.join(draw(fields, args.out)))
     print(f'picture: {args.out}')

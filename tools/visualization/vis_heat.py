@@ -1,5 +1,6 @@
 """See the heat in HcNet or vHeat on a photo: maps before and after conduction, the rate k of every
 layer and channel, and an animation of one channel on its way through the layers of a stage."""
+
 import logging
 
 from mmhcnet.cli.errors import one_line_errors
@@ -15,12 +16,18 @@ def main() -> None:
     parser.add_argument('config', help='config file of a classifier, detector or segmentor')
     parser.add_argument('checkpoint', help="its checkpoint, or 'none' for untrained weights")
     add_picture(parser, 'work_dirs/vis_heat', 'folder for the pictures')
-    parser.add_argument('--layers', nargs='+', metavar='NAME',
-                        help='conduction layers for the maps (default: the last of every stage)')
-    parser.add_argument('--stage', type=int, default=1,
-                        help='animate the layers of this stage (%(default)s)')
-    parser.add_argument('--channel', type=int,
-                        help='animate this channel (default: the one that changes most)')
+    parser.add_argument(
+        '--layers',
+        nargs='+',
+        metavar='NAME',
+        help='conduction layers for the maps (default: the last of every stage)',
+    )
+    parser.add_argument(
+        '--stage', type=int, default=1, help='animate the layers of this stage (%(default)s)'
+    )
+    parser.add_argument(
+        '--channel', type=int, help='animate this channel (default: the one that changes most)'
+    )
     args = parser.parse_args()
     logging.disable(logging.INFO)
     with one_line_errors():

@@ -4,9 +4,20 @@ data_root = 'data/digits/segmentation'
 data_help = 'tools/dataset_converters/make_digits.py, which makes it in seconds'
 metainfo = dict(
     classes=('background', *'0123456789'),
-    palette=[[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [0, 130, 200],
-             [245, 130, 48], [145, 30, 180], [70, 240, 240], [240, 50, 230], [210, 245, 60],
-             [170, 110, 40]])
+    palette=[
+        [0, 0, 0],
+        [230, 25, 75],
+        [60, 180, 75],
+        [255, 225, 25],
+        [0, 130, 200],
+        [245, 130, 48],
+        [145, 30, 180],
+        [70, 240, 240],
+        [240, 50, 230],
+        [210, 245, 60],
+        [170, 110, 40],
+    ],
+)
 
 # No flip: digits are not mirror-symmetric.
 train_pipeline = [
@@ -27,7 +38,9 @@ train_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
         img_suffix='.png',
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -39,7 +52,9 @@ val_dataloader = dict(
         data_root=data_root,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
         img_suffix='.png',
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
 test_dataloader = val_dataloader
 test_evaluator = val_evaluator

@@ -6,11 +6,13 @@ default_hooks = dict(
     data_faults=dict(type='mmhcnet.DataFaultHook', max_share=0.01),
     finite=dict(type='mmhcnet.FiniteHook', max_in_a_row=10),
     preemption=dict(type='mmhcnet.PreemptionHook'),
-    sampler_seed=dict(type='DistSamplerSeedHook'))
+    sampler_seed=dict(type='DistSamplerSeedHook'),
+)
 env_cfg = dict(
     cudnn_benchmark=False,
     mp_cfg=dict(mp_start_method='fork', opencv_num_threads=0),
-    dist_cfg=dict(backend='nccl'))
+    dist_cfg=dict(backend='nccl'),
+)
 log_level = 'INFO'
 load_from = None
 resume = False

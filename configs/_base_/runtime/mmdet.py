@@ -6,6 +6,8 @@ default_scope = 'mmdet'
 type, _scope_ = 'config', default_scope
 default_hooks = dict(visualization=dict(type='DetVisualizationHook'))
 visualizer = dict(
-    type='DetLocalVisualizer', name='visualizer',
-    vis_backends=[dict(type='mmhcnet.LocalVisBackend')])
+    type='DetLocalVisualizer',
+    name='visualizer',
+    vis_backends=[dict(type='mmhcnet.LocalVisBackend')],
+)
 log_processor = dict(type='LogProcessor', window_size=50, by_epoch=True)

@@ -5,5 +5,4 @@ default_scope = 'mmpretrain'
 # mmhcnet, which knows no classifier; not to those of one that has a type and a scope as a whole.
 type, _scope_ = 'config', default_scope
 default_hooks = dict(visualization=dict(type='VisualizationHook', enable=False))
-visualizer = dict(
-    type='UniversalVisualizer', vis_backends=[dict(type='mmhcnet.LocalVisBackend')])
+visualizer = dict(type='UniversalVisualizer', vis_backends=[dict(type='mmhcnet.LocalVisBackend')])

@@ -6,10 +6,30 @@ annotations (``coco``, ``folders``, ``label_maps``, ``listed_samples``) and what
 images (``images``) give findings, and ``assumptions`` and ``metrics`` compare them with model,
 loops and evaluators. ``judge`` puts them together.
 """
-from .findings import ERROR, NOT_CHECKED, WARNING, Counts, Finding, grouped
-from .judge import (SAMPLE, DataSetCheck, SplitCheck, absent_classes, differing_classes,
-                    quick_check, stop_at_errors)
 
-__all__ = ['ERROR', 'NOT_CHECKED', 'SAMPLE', 'WARNING', 'Counts', 'DataSetCheck', 'Finding',
-           'SplitCheck', 'absent_classes', 'differing_classes', 'grouped', 'quick_check',
-           'stop_at_errors']
+from .findings import ERROR, NOT_CHECKED, WARNING, Counts, Finding, grouped
+from .judge import (
+    SAMPLE,
+    DataSetCheck,
+    SplitCheck,
+    absent_classes,
+    differing_classes,
+    quick_check,
+    stop_at_errors,
+)
+
+__all__ = [
+    'ERROR',
+    'NOT_CHECKED',
+    'SAMPLE',
+    'WARNING',
+    'Counts',
+    'DataSetCheck',
+    'Finding',
+    'SplitCheck',
+    'absent_classes',
+    'differing_classes',
+    'grouped',
+    'quick_check',
+    'stop_at_errors',
+]

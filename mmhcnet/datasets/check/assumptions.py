@@ -1,4 +1,5 @@
 """What model, preprocessor, metrics, loops and hooks assume about the data: the config alone."""
+
 from collections import Counter
 from typing import Any, Dict, Iterator, List, Optional, Tuple
 
@@ -28,23 +29,33 @@ def parts(settings: Any, key: str) -> Iterator[Tuple[str, dict]]:
 def preprocessor_of(cfg: Config) -> Tuple[str, dict]:
     """Key and settings of the data preprocessor, that of the model before the shared one."""
     inner = cfg.get('model', {}).get('data_preprocessor')
-    return ('model.data_preprocessor', inner) if inner else (
-        'data_preprocessor', cfg.get('data_preprocessor') or {})
+    return (
+        ('model.data_preprocessor', inner)
+        if inner
+        else ('data_preprocessor', cfg.get('data_preprocessor') or {})
+    )
 
 
 def class_names(source: Source) -> Iterator[Finding]:
     """Whether the classes of a data set are names, each once."""
     classes, key = source.classes, f'{source.key}.metainfo.classes'
     if isinstance(classes, str):
-        yield Finding('classes are a string', key,
-                      f'is the string {classes!r}, whose letters count as classes',
-                      f'write it as a tuple, ({classes!r}, ), with the comma')
+        yield Finding(
+            'classes are a string',
+            key,
+            f'is the string {classes!r}, whose letters count as classes',
+            f'write it as a tuple, ({classes!r}, ), with the comma',
+        )
     elif classes and 'classes' in (source.settings.get('metainfo') or {}):
         # ImageNet itself has two classes that are called crane.
         twice = [name for name, n in Counter(map(str, classes)).items() if n > 1]
         if twice:
-            yield Finding('repeated class names', key, f'has {listed(twice)} more than once',
-                          'name every class once')
+            yield Finding(
+                'repeated class names',
+                key,
+                f'has {listed(twice)} more than once',
+                'name every class once',
+            )
 
 
 def heads(cfg: Config, classes: int) -> Iterator[Finding]:
@@ -55,9 +66,12 @@ def heads(cfg: Config, classes: int) -> Iterator[Finding]:
             continue
         number = part.get('num_classes')
         if isinstance(number, int) and number != classes:
-            yield Finding('wrong number of classes', f'{key}.num_classes',
-                          f'is {number}, and the data set has {classes} classes',
-                          f'set it to {classes}, or metainfo.classes of the data set')
+            yield Finding(
+                'wrong number of classes',
+                f'{key}.num_classes',
+                f'is {number}, and the data set has {classes} classes',
+                f'set it to {classes}, or metainfo.classes of the data set',
+            )
         elif isinstance(number, int):
             yield from _class_weights(key, part, number)
     if cfg.get('default_scope') == 'mmpretrain':
@@ -67,9 +81,13 @@ def heads(cfg: Config, classes: int) -> Iterator[Finding]:
             # Elsewhere nobody reads it.
             mixes = bool((cfg.model.get('train_cfg') or {}).get('augments'))
             if mixes or preprocessor.get('to_onehot'):
-                yield Finding('wrong number of classes', f'{key}.num_classes',
-                              f'is {number}, and the data set has {classes} classes; Mixup and '
-                              'CutMix make targets of it', f'set it to {classes}')
+                yield Finding(
+                    'wrong number of classes',
+                    f'{key}.num_classes',
+                    f'is {number}, and the data set has {classes} classes; Mixup and '
+                    'CutMix make targets of it',
+                    f'set it to {classes}',
+                )
 
 
 def _class_weights(key: str, head: dict, classes: int) -> Iterator[Finding]:
@@ -79,10 +97,12 @@ def _class_weights(key: str, head: dict, classes: int) -> Iterator[Finding]:
             weights = one.get('class_weight')
             wanted = head.get('out_channels') or classes + background
             if isinstance(weights, (list, tuple)) and len(weights) != wanted:
-                yield Finding('wrong number of class weights', f'{key}.{name}.class_weight',
-                              f'has {len(weights)} numbers, and the head {wanted} outputs',
-                              f'write {wanted} numbers' + ', the last one for the background'
-                              * background)
+                yield Finding(
+                    'wrong number of class weights',
+                    f'{key}.{name}.class_weight',
+                    f'has {len(weights)} numbers, and the head {wanted} outputs',
+                    f'write {wanted} numbers' + ', the last one for the background' * background,
+                )
 
 
 def ignore_index(cfg: Config, source: Source) -> Iterator[Finding]:
@@ -104,25 +124,36 @@ def ignore_index(cfg: Config, source: Source) -> Iterator[Finding]:
                 stated[f'{key}.ignore_index'] = metric.get('ignore_index', 255)
     for key, value in stated.items():
         if value != ignored:
-            yield Finding('ignored ids differ', key,
-                          f'is {value}, and {source.key}.ignore_index is {ignored}',
-                          f'set both to the id of pixels without a label, as {key}={ignored}')
+            yield Finding(
+                'ignored ids differ',
+                key,
+                f'is {value}, and {source.key}.ignore_index is {ignored}',
+                f'set both to the id of pixels without a label, as {key}={ignored}',
+            )
 
 
 def top_k(source: Source, classes: int) -> Iterator[Finding]:
     """Whether there are k classes for a top-k accuracy."""
-    found = [(f'{key}.topk', metric.get('topk', 1)) for key, metric in source.evaluators.items()
-             if is_type(metric, 'Accuracy')]
+    found = [
+        (f'{key}.topk', metric.get('topk', 1))
+        for key, metric in source.evaluators.items()
+        if is_type(metric, 'Accuracy')
+    ]
     head = source.cfg.get('model', {}).get('head') or {}
     if head.get('cal_acc') and source.split == 'train':
         found.append(('model.head.topk', head.get('topk', 1)))
     for key, value in found:
         largest = max(value) if isinstance(value, (list, tuple)) else value
         if largest > classes:
-            yield Finding('top-k of fewer classes', key,
-                          f'is {value}, and there are {classes} classes: a top-{largest} accuracy '
-                          'does not exist', f'set it to {min(classes, 1)} or to '
-                          f'(1, {classes})' if classes > 1 else 'set it to 1')
+            yield Finding(
+                'top-k of fewer classes',
+                key,
+                f'is {value}, and there are {classes} classes: a top-{largest} accuracy '
+                'does not exist',
+                f'set it to {min(classes, 1)} or to (1, {classes})'
+                if classes > 1
+                else 'set it to 1',
+            )
 
 
 def sampler_and_loop(cfg: Config, split: str) -> Iterator[Finding]:
@@ -130,8 +161,9 @@ def sampler_and_loop(cfg: Config, split: str) -> Iterator[Finding]:
     sampler = (cfg.get(f'{split}_dataloader') or {}).get('sampler')
     if not isinstance(sampler, dict):
         return
-    kind = DATA_SAMPLERS.get(sampler['type']) if isinstance(sampler['type'], str) \
-        else sampler['type']
+    kind = (
+        DATA_SAMPLERS.get(sampler['type']) if isinstance(sampler['type'], str) else sampler['type']
+    )
     if not (isinstance(kind, type) and issubclass(kind, InfiniteSampler)):
         return
     loop = cfg.get(f'{split}_cfg') or {}
@@ -140,17 +172,20 @@ def sampler_and_loop(cfg: Config, split: str) -> Iterator[Finding]:
         found = LOOPS.get(name) if isinstance(name, str) else name
         if not (isinstance(found, type) and issubclass(found, EpochBasedTrainLoop)):
             return
-    yield Finding('endless sampler', f'{split}_dataloader.sampler',
-                  f'is an {kind.__name__}, which never ends, and the loop '
-                  f'({loop.get("type") or "by epochs" if split == "train" else split}) waits for '
-                  'the end of an epoch',
-                  f"set {split}_dataloader.sampler.type='DefaultSampler'"
-                  + (', or train by iterations (max_iters)' if split == 'train' else ''))
+    yield Finding(
+        'endless sampler',
+        f'{split}_dataloader.sampler',
+        f'is an {kind.__name__}, which never ends, and the loop '
+        f'({loop.get("type") or "by epochs" if split == "train" else split}) waits for '
+        'the end of an epoch',
+        f"set {split}_dataloader.sampler.type='DefaultSampler'"
+        + (', or train by iterations (max_iters)' if split == 'train' else ''),
+    )
 
 
 # What a run may call the best by, of the metrics that our recipes and their relatives have.
 def _accuracy(metric: Any) -> List[str]:
-    if metric.thrs is None or metric.thrs == (0., ):
+    if metric.thrs is None or metric.thrs == (0.0,):
         return [f'top{k}' for k in metric.topk]
     return []
 
@@ -168,8 +203,9 @@ def _coco(metric: Any) -> List[str]:
 
 
 def _iou(metric: Any) -> List[str]:
-    names = dict(mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'],
-                 mFscore=['mFscore', 'mPrecision', 'mRecall'])
+    names = dict(
+        mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall']
+    )
     return ['aAcc'] + [name for kind in metric.metrics for name in names.get(kind, [])]
 
 
@@ -187,8 +223,9 @@ def metric_names(evaluators: Dict[str, dict]) -> Optional[List[str]]:
         kind = str(settings.get('type')).split('.')[-1]
         if kind not in _NAMES:
             return None
-        metric = METRICS.build({key: value for key, value in settings.items()
-                                if key not in ('ann_file', 'output_dir')})
+        metric = METRICS.build(
+            {key: value for key, value in settings.items() if key not in ('ann_file', 'output_dir')}
+        )
         found = _NAMES[kind](metric)
         if not found or getattr(metric, 'format_only', False):
             return None
@@ -206,15 +243,22 @@ def save_best(cfg: Config, evaluators: Dict[str, dict]) -> Iterator[Finding]:
         return
     key = 'default_hooks.checkpoint.save_best'
     if not cfg.get('val_dataloader'):
-        yield Finding('no validation', key, f'is {wanted[0]!r}, and nothing is validated',
-                      'set val_dataloader, val_cfg and val_evaluator, or leave save_best out')
+        yield Finding(
+            'no validation',
+            key,
+            f'is {wanted[0]!r}, and nothing is validated',
+            'set val_dataloader, val_cfg and val_evaluator, or leave save_best out',
+        )
         return
     names = metric_names(evaluators)
     for name in wanted if names else []:
         if name not in names:
-            yield Finding('unknown metric', key,
-                          f'is {name!r}, and the evaluators report {listed(names, 20)}',
-                          'set it to one of them')
+            yield Finding(
+                'unknown metric',
+                key,
+                f'is {name!r}, and the evaluators report {listed(names, 20)}',
+                'set it to one of them',
+            )
 
 
 def sizes_and_channels(cfg: Config, source: Source) -> Iterator[Finding]:
@@ -225,21 +269,30 @@ def sizes_and_channels(cfg: Config, source: Source) -> Iterator[Finding]:
     for name in ('mean', 'std'):
         value = preprocessor.get(name)
         if isinstance(value, (list, tuple)) and len(value) not in (1, channels):
-            yield Finding('wrong number of channels', f'{key}.{name}',
-                          f'has {len(value)} numbers, and model.backbone.in_channels is {channels}',
-                          f'write one number per channel, {channels}, or a single one for all')
+            yield Finding(
+                'wrong number of channels',
+                f'{key}.{name}',
+                f'has {len(value)} numbers, and model.backbone.in_channels is {channels}',
+                f'write one number per channel, {channels}, or a single one for all',
+            )
     least = _least_size(backbone)
     side = _fixed_size(cfg, source)
     if least and side and side < least:
-        yield Finding('images are too small', source.key,
-                      f'its pipeline makes images of {side} pixels, and {backbone["type"]} needs '
-                      f'{least} in both directions',
-                      f'resize or crop to {least} pixels or more in the pipeline')
+        yield Finding(
+            'images are too small',
+            source.key,
+            f'its pipeline makes images of {side} pixels, and {backbone["type"]} needs '
+            f'{least} in both directions',
+            f'resize or crop to {least} pixels or more in the pipeline',
+        )
 
 
 def _least_size(backbone: dict) -> Optional[int]:
-    kind = MODELS.get(backbone['type']) if isinstance(backbone.get('type'), str) \
+    kind = (
+        MODELS.get(backbone['type'])
+        if isinstance(backbone.get('type'), str)
         else backbone.get('type')
+    )
     if not (isinstance(kind, type) and kind.__module__.startswith('mmhcnet.')):
         return None
     try:
@@ -261,8 +314,13 @@ def _fixed_size(cfg: Config, source: Source) -> Optional[int]:
     for step in source.settings.get('pipeline') or []:
         kind = str(step.get('type')).split('.')[-1]
         value = step.get('crop_size', step.get('scale', step.get('size')))
-        if kind in ('RandomResizedCrop', 'CenterCrop', 'RandomCrop', 'Resize', 'Pad') \
-                and not step.get('keep_ratio'):
+        if kind in (
+            'RandomResizedCrop',
+            'CenterCrop',
+            'RandomCrop',
+            'Resize',
+            'Pad',
+        ) and not step.get('keep_ratio'):
             numbers = [value] if isinstance(value, int) else value
             if isinstance(numbers, (list, tuple)) and all(isinstance(n, int) for n in numbers):
                 side = min(numbers)

@@ -1,4 +1,5 @@
 """What a check says: errors, warnings, what was not looked at, and how many samples a class has."""
+
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Dict, Iterable, List, NamedTuple, Sequence
@@ -19,6 +20,7 @@ class Finding(NamedTuple):
         level (str): ``ERROR``; ``WARNING`` where training goes on and a person should look;
             ``NOT_CHECKED`` for what nobody looked at.
     """
+
     kind: str
     where: str
     problem: str
@@ -40,8 +42,9 @@ def grouped(findings: Iterable[Finding]) -> Dict[str, List[Finding]]:
     for finding in findings:
         groups[finding.kind].append(finding)
     rank = [ERROR, WARNING, NOT_CHECKED]
-    return dict(sorted(groups.items(),
-                       key=lambda item: min(rank.index(found.level) for found in item[1])))
+    return dict(
+        sorted(groups.items(), key=lambda item: min(rank.index(found.level) for found in item[1]))
+    )
 
 
 def listed(names: Sequence, most: int = NAMED) -> str:
@@ -61,6 +64,7 @@ class Counts:
         read (int): Samples that were looked at, of ``total``.
         total (int): Samples of the data set.
     """
+
     classes: List[str]
     columns: Dict[str, List[int]]
     read: int
@@ -81,10 +85,15 @@ class Counts:
         width = max([len('class'), *(len(str(name)) for name in self.classes)])
         head = ''.join(f'{name:>12}' for name in self.columns)
         rows = [f'{"class":{width}}{head}   share']
-        shown = order if len(order) <= ROWS else order[:ROWS // 2] + [None] + order[-ROWS // 2:]
+        shown = order if len(order) <= ROWS else order[: ROWS // 2] + [None] + order[-ROWS // 2 :]
         for i in shown:
-            rows.append(f'... {len(order) - ROWS} more' if i is None else (
-                f'{self.classes[i]!s:{width}}'
-                + ''.join(f'{numbers[i]:12}' for numbers in self.columns.values())
-                + f'{100 * first[i] / total:6.1f} %'))
+            rows.append(
+                f'... {len(order) - ROWS} more'
+                if i is None
+                else (
+                    f'{self.classes[i]!s:{width}}'
+                    + ''.join(f'{numbers[i]:12}' for numbers in self.columns.values())
+                    + f'{100 * first[i] / total:6.1f} %'
+                )
+            )
         return rows + self.lines

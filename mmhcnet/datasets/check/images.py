@@ -1,4 +1,5 @@
 """Images as their own pipeline loads them."""
+
 import os
 from typing import Iterator, Optional
 
@@ -20,8 +21,11 @@ def file_fault(path: str) -> Optional[str]:
 
 def unreadable(loaded: Loaded, source: Source) -> Optional[Finding]:
     """A finding where a sample does not load, or loads although its file is cut short."""
-    files = [loaded.info[key] for key in ('img_path', 'seg_map_path')
-             if isinstance(loaded.info.get(key), str)]
+    files = [
+        loaded.info[key]
+        for key in ('img_path', 'seg_map_path')
+        if isinstance(loaded.info.get(key), str)
+    ]
     local = list(filter(source.is_local, files))
     if loaded.error is None:
         # OpenCV may fill what is missing of the image, and Pillow refuses label maps itself.
@@ -29,23 +33,33 @@ def unreadable(loaded: Loaded, source: Source) -> Optional[Finding]:
     for file in local:
         fault = file_fault(file)
         if fault:
-            return Finding('unreadable images', file, fault,
-                           'copy or download it again, or remove it')
+            return Finding(
+                'unreadable images', file, fault, 'copy or download it again, or remove it'
+            )
     if loaded.error is None:
         return None
     what = ' '.join(str(loaded.error).split())[:200] or type(loaded.error).__name__
     file = files[0] if files else 'a sample'
     if local and 'img' not in loaded.results:
-        return Finding('unreadable images', file,
-                       f'is not an image ({os.path.getsize(local[0])} bytes) that its loading step '
-                       f'reads: {what}', 'convert or remove it, or set another loading step')
-    return Finding('samples that do not load', file, f'{type(loaded.error).__name__}: {what}',
-                   'fix its annotations, or the loading steps of the pipeline')
+        return Finding(
+            'unreadable images',
+            file,
+            f'is not an image ({os.path.getsize(local[0])} bytes) that its loading step '
+            f'reads: {what}',
+            'convert or remove it, or set another loading step',
+        )
+    return Finding(
+        'samples that do not load',
+        file,
+        f'{type(loaded.error).__name__}: {what}',
+        'fix its annotations, or the loading steps of the pipeline',
+    )
 
 
 def orientation(path: str) -> int:
     """The EXIF orientation of a photo, 1 (upright) where there is none."""
     from PIL import Image
+
     try:
         with Image.open(path) as image:
             return image.getexif().get(0x0112, 1)
@@ -69,11 +83,17 @@ def wrong_size(loaded: Loaded, file: str) -> Iterator[Finding]:
     if stated == (width, height):
         turned = orientation(path)
         if turned > 4:
-            cure = (f'the photo is stored lying (EXIF orientation {turned}) and training sees it '
-                    'upright: make width, height, boxes and masks those of the upright picture, or '
-                    "load with color_type='color_ignore_orientation'")
-    yield Finding('wrong image sizes', path,
-                  f'is {width}x{height}, and {file} says {stated[1]}x{stated[0]}', cure)
+            cure = (
+                f'the photo is stored lying (EXIF orientation {turned}) and training sees it '
+                'upright: make width, height, boxes and masks those of the upright picture, or '
+                "load with color_type='color_ignore_orientation'"
+            )
+    yield Finding(
+        'wrong image sizes',
+        path,
+        f'is {width}x{height}, and {file} says {stated[1]}x{stated[0]}',
+        cure,
+    )
 
 
 def wrong_channels(loaded: Loaded, source: Source) -> Iterator[Finding]:
@@ -84,8 +104,11 @@ def wrong_channels(loaded: Loaded, source: Source) -> Iterator[Finding]:
     wanted = backbone.get('in_channels', 3)
     if channels != wanted:
         yield Finding(
-            'wrong number of channels', str(loaded.info.get('img_path')),
+            'wrong number of channels',
+            str(loaded.info.get('img_path')),
             f'is loaded with {channels} channels, and model.backbone.in_channels is {wanted}',
             f'set model.backbone.in_channels={channels} with as many numbers in mean and std of '
             f"the preprocessor, or color_type of LoadImageFromFile: 'color' gives 3 channels, "
-            f"'grayscale' 1, 'unchanged' those of the file", ERROR)
+            f"'grayscale' 1, 'unchanged' those of the file",
+            ERROR,
+        )

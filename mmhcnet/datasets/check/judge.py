@@ -1,4 +1,5 @@
 """The judgement of a config's data, put together: its quick part, and all of it."""
+
 import logging
 from typing import Dict, Generator, Iterable, Iterator, List, Optional, Union
 
@@ -32,8 +33,11 @@ Annotations = Union[CocoFile, ClassFolders, LabelMaps, ListedSamples]
 def _annotations_of(source: Source) -> Annotations:
     """What knows the annotations of a data set, by how it loads them."""
     dataset = source.lazy
-    own = next(cls for cls in type(dataset).__mro__ if 'load_data_list' in vars(cls)) \
-        if hasattr(dataset, 'load_data_list') else None
+    own = (
+        next(cls for cls in type(dataset).__mro__ if 'load_data_list' in vars(cls))
+        if hasattr(dataset, 'load_data_list')
+        else None
+    )
     known = dict(CocoDataset=CocoFile, CustomDataset=ClassFolders, BaseSegDataset=LabelMaps)
     kind = known.get(getattr(own, '__name__', None), ListedSamples)
     if kind is ClassFolders and not source.is_local(dataset.img_prefix):
@@ -58,8 +62,12 @@ class DataSetCheck:
         try:
             self.annotations = _annotations_of(self.source)
         except Exception as error:  # a data set's constructor may raise anything
-            yield Finding('data sets that cannot be built', self.source.key, explain(error),
-                          'correct its settings')
+            yield Finding(
+                'data sets that cannot be built',
+                self.source.key,
+                explain(error),
+                'correct its settings',
+            )
             return
         yield from assumptions.class_names(self.source)
         yield from assumptions.sizes_and_channels(self.source.cfg, self.source)
@@ -116,22 +124,40 @@ class DataSetCheck:
         if found is None:
             return
         if any(finding.kind == ABSURD for finding in found):
-            yield Finding('samples', self.source.key, 'no image was opened',
-                          'fix the errors and check again', NOT_CHECKED)
+            yield Finding(
+                'samples',
+                self.source.key,
+                'no image was opened',
+                'fix the errors and check again',
+                NOT_CHECKED,
+            )
             return
         try:
             self.total = len(self.source.full)
         except Exception as error:
             # Named already, where its cause is known.
             if not _fatal(found):
-                yield Finding('data sets that cannot be built', self.source.key, explain(error),
-                              'correct its files or settings')
-            yield Finding('samples', self.source.key, 'no image was opened',
-                          'fix the errors and check again', NOT_CHECKED)
+                yield Finding(
+                    'data sets that cannot be built',
+                    self.source.key,
+                    explain(error),
+                    'correct its files or settings',
+                )
+            yield Finding(
+                'samples',
+                self.source.key,
+                'no image was opened',
+                'fix the errors and check again',
+                NOT_CHECKED,
+            )
             return
         if not self.total and not _fatal(found):
-            yield Finding('nothing is left', self.source.key, 'has no sample',
-                          'correct data_root, the suffixes or filter_cfg')
+            yield Finding(
+                'nothing is left',
+                self.source.key,
+                'has no sample',
+                'correct data_root, the suffixes or filter_cfg',
+            )
         indices = sample_of(self.total, most)
         self.read = len(indices)
         yield from self._samples(progress(indices), getattr(self.annotations, 'sample', None))
@@ -147,8 +173,13 @@ class DataSetCheck:
     def _samples(self, indices: Iterable[int], judge) -> Iterator[Finding]:
         file = str(getattr(self.source.lazy, 'ann_file', ''))
         if not hasattr(self.source.full, 'get_data_info'):
-            yield Finding('images', self.source.key, 'does not tell which files it loads',
-                          'look at its images yourself', NOT_CHECKED)
+            yield Finding(
+                'images',
+                self.source.key,
+                'does not tell which files it loads',
+                'look at its images yourself',
+                NOT_CHECKED,
+            )
             self.read = 0
             return
         missing = getattr(self.annotations, 'missing', ())
@@ -160,9 +191,13 @@ class DataSetCheck:
                 yield found
                 continue
             if not isinstance(loaded.results.get('img'), np.ndarray):
-                yield Finding('images', self.source.key,
-                              'its pipeline gives no image as an array', 'look at them yourself',
-                              NOT_CHECKED)
+                yield Finding(
+                    'images',
+                    self.source.key,
+                    'its pipeline gives no image as an array',
+                    'look at them yourself',
+                    NOT_CHECKED,
+                )
                 self.read = 0
                 return
             yield from wrong_size(loaded, file)
@@ -178,11 +213,15 @@ class DataSetCheck:
         empty = counts.empty
         if empty and len(empty) < len(counts.classes):
             train = self.source.split == 'train'
-            yield Finding('classes without a sample', self.source.key,
-                          f'{len(empty)} of {len(counts.classes)} classes have no sample: '
-                          f'{listed(empty)}',
-                          'add samples of them or leave them out of the classes' if train else
-                          'the metric leaves them out of its mean; add samples of them', WARNING)
+            yield Finding(
+                'classes without a sample',
+                self.source.key,
+                f'{len(empty)} of {len(counts.classes)} classes have no sample: {listed(empty)}',
+                'add samples of them or leave them out of the classes'
+                if train
+                else 'the metric leaves them out of its mean; add samples of them',
+                WARNING,
+            )
 
 
 def _fatal(findings: Iterable[Finding]) -> bool:
@@ -227,16 +266,20 @@ class SplitCheck:
         try:
             dataset = build_full(self.cfg[f'{self.split}_dataloader']['dataset'])
         except Exception as error:
-            yield Finding('data sets that cannot be built', key, explain(error),
-                          'correct its settings')
+            yield Finding(
+                'data sets that cannot be built', key, explain(error), 'correct its settings'
+            )
             return
         for index in sample_of(len(dataset), WHOLE):
             try:
                 check_sample(dataset[index], source_of(dataset, index)[0])
             except Exception as error:
-                yield Finding('samples that do not pass the pipeline', key,
-                              f'sample {index}: {type(error).__name__}: {explain(error)}',
-                              'fix the sample or the steps of its pipeline')
+                yield Finding(
+                    'samples that do not pass the pipeline',
+                    key,
+                    f'sample {index}: {type(error).__name__}: {explain(error)}',
+                    'fix the sample or the steps of its pipeline',
+                )
 
 
 def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
@@ -255,9 +298,12 @@ def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
                 first = source.key, list(classes)
             elif list(classes) != first[1] and len(classes) == len(first[1]):
                 i = next(i for i, name in enumerate(classes) if name != first[1][i])
-                yield Finding('classes differ', source.key,
-                              f'class {i} is {classes[i]!r}, and {first[1][i]!r} in {first[0]}',
-                              'give both the same classes in the same order')
+                yield Finding(
+                    'classes differ',
+                    source.key,
+                    f'class {i} is {classes[i]!r}, and {first[1][i]!r} in {first[0]}',
+                    'give both the same classes in the same order',
+                )
 
 
 def absent_classes(cfg: Config, splits: Iterable[str], most: int = SAMPLE) -> List[str]:
@@ -277,12 +323,18 @@ def absent_classes(cfg: Config, splits: Iterable[str], most: int = SAMPLE) -> Li
             if counts is None or not counts.empty:
                 continue
             kept = len(counts.classes) - len(counts.empty)
-            meaning = ('nothing is learned of them' if split == 'train' else
-                       'the accuracy says nothing of them' if cfg.default_scope == 'mmpretrain' else
-                       f'a mean over classes (mIoU, mAP) is that of the other {kept}')
-            lines.append(f'{split + " classes":18} {len(counts.empty)} of {len(counts.classes)} '
-                         f'occur in none of {counts.read} samples: {listed(counts.empty)}; '
-                         f'{meaning}')
+            meaning = (
+                'nothing is learned of them'
+                if split == 'train'
+                else 'the accuracy says nothing of them'
+                if cfg.default_scope == 'mmpretrain'
+                else f'a mean over classes (mIoU, mAP) is that of the other {kept}'
+            )
+            lines.append(
+                f'{split + " classes":18} {len(counts.empty)} of {len(counts.classes)} '
+                f'occur in none of {counts.read} samples: {listed(counts.empty)}; '
+                f'{meaning}'
+            )
             lines += [f'{"":18} {line}' for line in counts.lines]
     return lines
 
@@ -301,7 +353,8 @@ def stop_at_errors(cfg: Config, splits: Iterable[str]) -> None:
     errors = list(dict.fromkeys(finding.text for finding in found if finding.level == ERROR))
     if errors:
         more = f'{len(errors) - 1} more, which tools/misc/prepare_data.py CONFIG lists; ' * (
-            len(errors) > 1)
+            len(errors) > 1
+        )
         raise UserError(f'{errors[0]} ({more}--no-data-check trains all the same)')
     for finding in found:
         if finding.level == WARNING:

@@ -1,12 +1,23 @@
 """The data sets of a config below their wrappers, and samples as training loads them."""
+
 import contextlib
 import copy
 import io
 import json
 import os
 from functools import cached_property
-from typing import (Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence,
-                    Set)
+from typing import (
+    Any,
+    Callable,
+    Dict,
+    Iterable,
+    Iterator,
+    List,
+    NamedTuple,
+    Optional,
+    Sequence,
+    Set,
+)
 
 from mmengine.config import Config
 from mmengine.fileio import exists, get
@@ -43,6 +54,7 @@ def build_full(settings: dict) -> Any:
 
 class Loaded(NamedTuple):
     """A sample after the loading steps of its pipeline, or the error that they raised."""
+
     info: dict
     results: dict
     error: Optional[Exception]
@@ -74,8 +86,7 @@ class Source:
         key = f'{self.split}_evaluator'
         value = self.cfg.get(key)
         several = isinstance(value, (list, tuple))
-        return {f'{key}.{i}' if several else key: metric
-                for i, metric in enumerate(as_list(value))}
+        return {f'{key}.{i}' if several else key: metric for i, metric in enumerate(as_list(value))}
 
     @property
     def is_scored(self) -> bool:
@@ -116,8 +127,9 @@ class Source:
 
     def exists(self, path: str) -> bool:
         """Whether an image or label map is there, in the storage that it is read from."""
-        return os.path.exists(path) if self.is_local(path) else exists(
-            path, backend_args=self.storage)
+        return (
+            os.path.exists(path) if self.is_local(path) else exists(path, backend_args=self.storage)
+        )
 
     def read_json(self, path: str) -> Any:
         """The content of an annotation file, read once for data sets and metrics of a split.
@@ -137,8 +149,10 @@ class Source:
         Everything up to the step that gives an image counts as loading, and after it what has
         "Load" in its name.
         """
-        pipeline = [TRANSFORMS.build(dict(step)) if isinstance(step, dict) else step
-                    for step in self.settings.get('pipeline') or []]
+        pipeline = [
+            TRANSFORMS.build(dict(step)) if isinstance(step, dict) else step
+            for step in self.settings.get('pipeline') or []
+        ]
         for index in indices:
             info = self.full.get_data_info(index)
             results, error = copy.deepcopy(info), None
@@ -173,5 +187,7 @@ def sources_of(cfg: Config, split: str) -> List[Source]:
     if not loader:
         return []
     files: dict = {}
-    return [Source(cfg, split, key, settings, files) for key, settings in
-            innermost_datasets(loader['dataset'], f'{split}_dataloader.dataset')]
+    return [
+        Source(cfg, split, key, settings, files)
+        for key, settings in innermost_datasets(loader['dataset'], f'{split}_dataloader.dataset')
+    ]

@@ -1,4 +1,5 @@
 """Composition of the layers into backbones."""
+
 from .hcnet import HcNet
 from .vheat import VHeat
 

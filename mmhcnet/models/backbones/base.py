@@ -30,23 +30,29 @@ def parse_arch(arch: Arch, zoo: Dict[str, dict]) -> dict:
     """
     if isinstance(arch, str):
         if arch not in zoo:
-            raise ValueError(f'arch must be one of {list(zoo)} or a dict with embed_dims and '
-                             f'depths, got {arch!r}')
+            raise ValueError(
+                f'arch must be one of {list(zoo)} or a dict with embed_dims and '
+                f'depths, got {arch!r}'
+            )
         return dict(zoo[arch])
     if not isinstance(arch, dict):
         raise ValueError(f'arch must be one of {list(zoo)} or a dict, got {arch!r}')
     keys = set(next(iter(zoo.values())))
     if set(arch) != keys:
-        raise ValueError(f'an arch dict needs exactly the keys {sorted(keys)}, '
-                         f'got {sorted(map(str, arch))}')
+        raise ValueError(
+            f'an arch dict needs exactly the keys {sorted(keys)}, got {sorted(map(str, arch))}'
+        )
     dims, depths = list(arch['embed_dims']), list(arch['depths'])
     if not dims or len(dims) != len(depths):
-        raise ValueError('embed_dims and depths of an arch dict need one number per stage each, '
-                         f'got {len(dims)} and {len(depths)}')
+        raise ValueError(
+            'embed_dims and depths of an arch dict need one number per stage each, '
+            f'got {len(dims)} and {len(depths)}'
+        )
     for number in dims + depths:
         if not isinstance(number, int) or number < 1:
-            raise ValueError('embed_dims and depths must be positive integers, '
-                             f'got {dims} and {depths}')
+            raise ValueError(
+                f'embed_dims and depths must be positive integers, got {dims} and {depths}'
+            )
     if dims[0] % 2:
         raise ValueError(f'the first of embed_dims must be even (the stem halves it), got {dims}')
     return dict(arch)
@@ -59,8 +65,9 @@ def check_recompute(recompute: bool) -> bool:
         ValueError: Neither True nor False.
     """
     if not isinstance(recompute, bool):
-        raise ValueError(f'recompute must be True (less memory) or False (less time), got '
-                         f'{recompute!r}')
+        raise ValueError(
+            f'recompute must be True (less memory) or False (less time), got {recompute!r}'
+        )
     return recompute
 
 
@@ -117,19 +124,21 @@ class HierarchicalBackbone(BaseModule):
         ValueError: An argument out of range.
     """
 
-    def __init__(self,
-                 embed_dims: Sequence[int],
-                 depths: Sequence[int],
-                 in_channels: int,
-                 block: Callable[[int, float], nn.Module],
-                 stem_norm: Callable[[int], nn.Module],
-                 norm: Callable[[int], nn.Module],
-                 drop_path_rate: float,
-                 out_indices: Sequence[int],
-                 frozen_stages: int,
-                 norm_eval: bool,
-                 with_cp: bool,
-                 init_cfg: Optional[dict]):
+    def __init__(
+        self,
+        embed_dims: Sequence[int],
+        depths: Sequence[int],
+        in_channels: int,
+        block: Callable[[int, float], nn.Module],
+        stem_norm: Callable[[int], nn.Module],
+        norm: Callable[[int], nn.Module],
+        drop_path_rate: float,
+        out_indices: Sequence[int],
+        frozen_stages: int,
+        norm_eval: bool,
+        with_cp: bool,
+        init_cfg: Optional[dict],
+    ):
         super().__init__(init_cfg)
         stages = len(depths)
         self.out_indices = self._check_out_indices(out_indices, stages)
@@ -139,7 +148,7 @@ class HierarchicalBackbone(BaseModule):
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
-        self.min_size = 4 * 2**(stages - 1)
+        self.min_size = 4 * 2 ** (stages - 1)
 
         # The schedule spans all stages of the architecture, also those that are not built.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
@@ -147,20 +156,25 @@ class HierarchicalBackbone(BaseModule):
         self.stem = Stem(in_channels, embed_dims[0], stem_norm)
         self.stages = nn.ModuleList(
             Stage((block(dim, next(rates)) for _ in range(depth)), with_cp)
-            for dim, depth in zip(embed_dims[:built], depths[:built]))
+            for dim, depth in zip(embed_dims[:built], depths[:built])
+        )
         self.downsamples = nn.ModuleList(
             Downsample(c_in, c_out, norm)
-            for c_in, c_out in zip(embed_dims[:built - 1], embed_dims[1:built]))
+            for c_in, c_out in zip(embed_dims[: built - 1], embed_dims[1:built])
+        )
         for i in self.out_indices:
             self.add_module(f'norm{i}', norm(embed_dims[i]))
 
     @staticmethod
     def _check_out_indices(out_indices: Sequence[int], stages: int) -> Tuple[int, ...]:
         legal = isinstance(out_indices, Sequence) and all(
-            isinstance(i, int) and 0 <= i < stages for i in out_indices)
+            isinstance(i, int) and 0 <= i < stages for i in out_indices
+        )
         if not legal or not out_indices or list(out_indices) != sorted(set(out_indices)):
-            raise ValueError(f'out_indices must be ascending stage numbers from 0 to {stages - 1}, '
-                             f'got {out_indices!r}')
+            raise ValueError(
+                f'out_indices must be ascending stage numbers from 0 to {stages - 1}, '
+                f'got {out_indices!r}'
+            )
         return tuple(out_indices)
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -177,11 +191,14 @@ class HierarchicalBackbone(BaseModule):
             ValueError: H or W is too small, or there is no batch axis.
         """
         if x.dim() != 4:
-            raise ValueError(f'{type(self).__name__} takes images of shape (B, C, H, W), got '
-                             f'{tuple(x.shape)}')
+            raise ValueError(
+                f'{type(self).__name__} takes images of shape (B, C, H, W), got {tuple(x.shape)}'
+            )
         if min(x.shape[2:]) < self.min_size:
-            raise ValueError(f'{type(self).__name__} needs H and W of at least {self.min_size}, '
-                             f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image')
+            raise ValueError(
+                f'{type(self).__name__} needs H and W of at least {self.min_size}, '
+                f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image'
+            )
         outs = []
         # Channels last: products over channels and depthwise convolutions need no other layout,
         # and none of the layers changes it. An exported graph has layouts of its own, and vmap and
@@ -241,19 +258,24 @@ class HierarchicalBackbone(BaseModule):
         total = sum(sizes) + 2
         if not param_name.startswith(prefix):
             return total - 1, total
-        part, *rest = param_name[len(prefix):].split('.')
+        part, *rest = param_name[len(prefix) :].split('.')
         if part == 'stages':
-            return sum(sizes[:int(rest[0])]) + int(rest[1]) + 1, total
+            return sum(sizes[: int(rest[0])]) + int(rest[1]) + 1, total
         if part == 'downsamples':
-            return sum(sizes[:int(rest[0]) + 1]) + 1, total
+            return sum(sizes[: int(rest[0]) + 1]) + 1, total
         if part.startswith('norm'):
-            return sum(sizes[:int(part[4:]) + 1]), total
+            return sum(sizes[: int(part[4:]) + 1]), total
         return (0 if part == 'stem' else total - 1), total
 
     def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         # mmengine only warns of weights that do not fit, and goes on with random ones.
-        found = describe({key[len(prefix):]: value for key, value in state_dict.items()
-                          if key.startswith(prefix)})
+        found = describe(
+            {
+                key[len(prefix) :]: value
+                for key, value in state_dict.items()
+                if key.startswith(prefix)
+            }
+        )
         check_fit(found, describe(self.state_dict()))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -50,14 +50,17 @@ class HcBlock(nn.Module):
             fc1_bias=refinement.fc1.bias,
             filter=None if dwconv is None else dwconv.weight,
             fc2_weight=refinement.fc2.weight.flatten(1),
-            fc2_bias=refinement.fc2.bias)
+            fc2_bias=refinement.fc2.bias,
+        )
         return hc_block(
-            z, weights,
+            z,
+            weights,
             k=conduction.rate(z) if to_k is None else None,
             keep1=conduction.drop_path.factors(z),
             keep2=refinement.drop_path.factors(z),
             eps=refinement.norm.eps,
-            recompute=self.recompute)
+            recompute=self.recompute,
+        )
 
 
 @MODELS.register_module()
@@ -94,26 +97,29 @@ class HcNet(HierarchicalBackbone):
         ValueError: An argument out of range; an image smaller than 32 in H or W.
     """
 
-    def __init__(self,
-                 arch: Arch = 'tiny',
-                 in_channels: int = 3,
-                 mlp_ratio: float = 4.,
-                 stencil: str = 'anisotropic',
-                 k: Union[str, float] = 'input_dependent',
-                 with_filter: bool = True,
-                 drop_path_rate: float = 0.,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 recompute: bool = True,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        arch: Arch = 'tiny',
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        stencil: str = 'anisotropic',
+        k: Union[str, float] = 'input_dependent',
+        with_filter: bool = True,
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        recompute: bool = True,
+        init_cfg: Optional[dict] = None,
+    ):
 
         def block(channels: int, drop_path: float) -> HcBlock:
             return HcBlock(
                 HeatConduction(channels, stencil, k, drop_path),
                 Refinement(channels, mlp_ratio, with_filter, drop_path),
-                check_recompute(recompute))
+                check_recompute(recompute),
+            )
 
         super().__init__(
             **parse_arch(arch, ARCHS),
@@ -126,5 +132,6 @@ class HcNet(HierarchicalBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         self._freeze()

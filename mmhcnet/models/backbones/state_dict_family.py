@@ -18,6 +18,7 @@ class WeightsError(ValueError):
 
 class Weights(NamedTuple):
     """What a state dict of a backbone is of."""
+
     family: str
     embed_dims: List[int]
     depths: List[int]
@@ -33,12 +34,16 @@ def describe(state_dict: Dict[str, Tensor]) -> Optional[Weights]:
         Weights, optional: None for neither HcNet nor vHeat, in our names or the authors'.
     """
     for family, pattern in _BLOCK_NORMS.items():
-        blocks = {tuple(map(int, match.groups())): state_dict[match[0]].numel()
-                  for match in map(re.compile(pattern).fullmatch, state_dict) if match}
+        blocks = {
+            tuple(map(int, match.groups())): state_dict[match[0]].numel()
+            for match in map(re.compile(pattern).fullmatch, state_dict)
+            if match
+        }
         if blocks:
             stages = 1 + max(stage for stage, _ in blocks)
-            depths = [1 + max((j for i, j in blocks if i == stage), default=-1)
-                      for stage in range(stages)]
+            depths = [
+                1 + max((j for i, j in blocks if i == stage), default=-1) for stage in range(stages)
+            ]
             return Weights(family, [blocks.get((i, 0), 0) for i in range(stages)], depths)
     return None
 
@@ -57,8 +62,11 @@ def check_fit(found: Optional[Weights], here: Weights) -> None:
     if found is None:
         return
     n = min(len(found.depths), len(here.depths))
-    if (found.family == here.family and found.embed_dims[:n] == here.embed_dims[:n]
-            and found.depths[:n] == here.depths[:n]):
+    if (
+        found.family == here.family
+        and found.embed_dims[:n] == here.embed_dims[:n]
+        and found.depths[:n] == here.depths[:n]
+    ):
         return
     cure = 'give a checkpoint of this model, or the config of that one'
     if 'authors' in found.family:

@@ -14,12 +14,15 @@ from .base import Arch, HierarchicalBackbone, check_recompute, parse_arch
 # post_norm: norms after operator and MLP instead of before them. layer_scale: initial value of
 # a learned factor per channel on both, or None.
 ARCHS = {
-    'tiny': dict(embed_dims=[96, 192, 384, 768], depths=[2, 2, 6, 2],
-                 post_norm=False, layer_scale=None),
-    'small': dict(embed_dims=[96, 192, 384, 768], depths=[2, 2, 18, 2],
-                  post_norm=True, layer_scale=1e-5),
-    'base': dict(embed_dims=[128, 256, 512, 1024], depths=[2, 2, 18, 2],
-                 post_norm=True, layer_scale=1e-5),
+    'tiny': dict(
+        embed_dims=[96, 192, 384, 768], depths=[2, 2, 6, 2], post_norm=False, layer_scale=None
+    ),
+    'small': dict(
+        embed_dims=[96, 192, 384, 768], depths=[2, 2, 18, 2], post_norm=True, layer_scale=1e-5
+    ),
+    'base': dict(
+        embed_dims=[128, 256, 512, 1024], depths=[2, 2, 18, 2], post_norm=True, layer_scale=1e-5
+    ),
 }
 
 
@@ -39,8 +42,16 @@ class VHeatBlock(nn.Module):
         recompute (bool): In the fused form, compute again in the backward pass what is cheap.
     """
 
-    def __init__(self, channels: int, conduction: SpectralConduction, mlp: Mlp, post_norm: bool,
-                 layer_scale: Optional[float], drop_path: float, recompute: bool):
+    def __init__(
+        self,
+        channels: int,
+        conduction: SpectralConduction,
+        mlp: Mlp,
+        post_norm: bool,
+        layer_scale: Optional[float],
+        drop_path: float,
+        recompute: bool,
+    ):
         super().__init__()
         self.recompute = recompute
         self.fused = True
@@ -51,8 +62,8 @@ class VHeatBlock(nn.Module):
         self.mlp = mlp
         self.gamma1 = self.gamma2 = None
         if layer_scale is not None:
-            self.gamma1 = nn.Parameter(torch.full((channels, ), float(layer_scale)))
-            self.gamma2 = nn.Parameter(torch.full((channels, ), float(layer_scale)))
+            self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
@@ -74,7 +85,8 @@ class VHeatBlock(nn.Module):
     def _fused(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
         conduction, mlp, dwconv = self.conduction, self.mlp, self.conduction.dwconv
         x = vheat_conduction(
-            x, conduction.decay_table(x.shape[1], x.shape[2], freq_embed),
+            x,
+            conduction.decay_table(x.shape[1], x.shape[2], freq_embed),
             ConductionWeights(
                 dw_weight=None if dwconv is None else dwconv.weight,
                 dw_bias=None if dwconv is None else dwconv.bias,
@@ -83,18 +95,24 @@ class VHeatBlock(nn.Module):
                 norm_weight=conduction.norm.weight,
                 norm_bias=conduction.norm.bias,
                 out_weight=conduction.fc_out.weight,
-                out_bias=conduction.fc_out.bias),
-            Residual(self.norm1.weight, self.norm1.bias, self.gamma1), self.post_norm,
+                out_bias=conduction.fc_out.bias,
+            ),
+            Residual(self.norm1.weight, self.norm1.bias, self.gamma1),
+            self.post_norm,
             keep=self.drop_path.factors(x),
             eps=self.norm1.eps,
             inner_eps=conduction.norm.eps,
-            recompute=self.recompute)
+            recompute=self.recompute,
+        )
         return vheat_mlp(
-            x, MlpWeights(mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias),
-            Residual(self.norm2.weight, self.norm2.bias, self.gamma2), self.post_norm,
+            x,
+            MlpWeights(mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias),
+            Residual(self.norm2.weight, self.norm2.bias, self.gamma2),
+            self.post_norm,
             keep=self.drop_path.factors(x),
             eps=self.norm2.eps,
-            recompute=self.recompute)
+            recompute=self.recompute,
+        )
 
 
 @MODELS.register_module()
@@ -137,34 +155,44 @@ class VHeat(HierarchicalBackbone):
             :meth:`switch_to_deploy`, an image of another size.
     """
 
-    def __init__(self,
-                 arch: Arch = 'tiny',
-                 in_channels: int = 3,
-                 img_size: int = 224,
-                 mlp_ratio: float = 4.,
-                 with_dwconv: bool = True,
-                 with_gate: bool = True,
-                 k: Union[str, float] = 'frequency',
-                 drop_path_rate: float = 0.,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 frozen_stages: int = -1,
-                 norm_eval: bool = False,
-                 with_cp: bool = False,
-                 recompute: bool = True,
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        arch: Arch = 'tiny',
+        in_channels: int = 3,
+        img_size: int = 224,
+        mlp_ratio: float = 4.0,
+        with_dwconv: bool = True,
+        with_gate: bool = True,
+        k: Union[str, float] = 'frequency',
+        drop_path_rate: float = 0.0,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        recompute: bool = True,
+        init_cfg: Optional[dict] = None,
+    ):
         arch = parse_arch(arch, ARCHS)
         post_norm, layer_scale = arch['post_norm'], arch['layer_scale']
         if not isinstance(post_norm, bool):
             raise ValueError(f'post_norm of an arch dict must be True or False, got {post_norm!r}')
         if layer_scale is not None and not (
-                isinstance(layer_scale, (int, float)) and layer_scale > 0):
-            raise ValueError('layer_scale of an arch dict must be None or a number > 0, '
-                             f'got {layer_scale!r}')
+            isinstance(layer_scale, (int, float)) and layer_scale > 0
+        ):
+            raise ValueError(
+                f'layer_scale of an arch dict must be None or a number > 0, got {layer_scale!r}'
+            )
 
         def block(channels: int, drop_path: float) -> VHeatBlock:
-            return VHeatBlock(channels, SpectralConduction(channels, with_dwconv, with_gate, k),
-                              Mlp(channels, mlp_ratio), post_norm, layer_scale, drop_path,
-                              check_recompute(recompute))
+            return VHeatBlock(
+                channels,
+                SpectralConduction(channels, with_dwconv, with_gate, k),
+                Mlp(channels, mlp_ratio),
+                post_norm,
+                layer_scale,
+                drop_path,
+                check_recompute(recompute),
+            )
 
         super().__init__(
             embed_dims=arch['embed_dims'],
@@ -178,29 +206,33 @@ class VHeat(HierarchicalBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
-            init_cfg=init_cfg)
+            init_cfg=init_cfg,
+        )
         if not isinstance(img_size, int) or img_size < self.min_size:
-            raise ValueError(f'img_size must be an integer of at least {self.min_size}, '
-                             f'got {img_size!r}')
+            raise ValueError(
+                f'img_size must be an integer of at least {self.min_size}, got {img_size!r}'
+            )
         self.deploy_size: Optional[Tuple[int, int]] = None
-        self.freq_embed = FreqEmbed(
-            self._map_sizes((img_size, img_size)),
-            arch['embed_dims'][:len(self.stages)]) if k == 'frequency' else None
+        self.freq_embed = (
+            FreqEmbed(self._map_sizes((img_size, img_size)), arch['embed_dims'][: len(self.stages)])
+            if k == 'frequency'
+            else None
+        )
         self._freeze()
 
     def _map_sizes(self, size: Tuple[int, int]) -> List[Tuple[int, int]]:
         """H and W of the map of every stage that is built, for an image of a size."""
         # Each convolution with stride 2 rounds up: the stem has two, a downsampling one.
-        return [tuple(-(-n // 2**(i + 2)) for n in size) for i in range(len(self.stages))]
+        return [tuple(-(-n // 2 ** (i + 2)) for n in size) for i in range(len(self.stages))]
 
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
         """The frequency embedding of stage i, (H, W, C) for the map x (B, C, H, W), or None."""
-        return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])), )
+        return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])),)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
         # An embedding is an input of all blocks of its stage: it counts with the first one.
         if param_name.startswith(f'{prefix}freq_embed.'):
-            first = f'{prefix}stages.{param_name[len(prefix):].split(".")[1]}.0.'
+            first = f'{prefix}stages.{param_name[len(prefix) :].split(".")[1]}.0.'
             return super().get_layer_depth(first, prefix)
         return super().get_layer_depth(param_name, prefix)
 
@@ -215,7 +247,8 @@ class VHeat(HierarchicalBackbone):
             height, width = self.deploy_size
             raise ValueError(
                 f'switch_to_deploy() folded this VHeat for images of {height}x{width}, got '
-                f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again')
+                f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again'
+            )
         return super().forward(x)
 
     def switch_to_deploy(self, input_size: Union[int, Tuple[int, int]]) -> None:
@@ -232,11 +265,14 @@ class VHeat(HierarchicalBackbone):
         """
         size = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
         if self.deploy_size is not None:
-            raise ValueError(f'this VHeat is folded for {self.deploy_size} already: rebuild the '
-                             'model and load its weights again')
+            raise ValueError(
+                f'this VHeat is folded for {self.deploy_size} already: rebuild the '
+                'model and load its weights again'
+            )
         if len(size) != 2 or min(size) < self.min_size:
-            raise ValueError(f'input_size must be H and W of at least {self.min_size}, '
-                             f'got {input_size!r}')
+            raise ValueError(
+                f'input_size must be H and W of at least {self.min_size}, got {input_size!r}'
+            )
         for i, (stage, map_size) in enumerate(zip(self.stages, self._map_sizes(size))):
             freq_embed = None if self.freq_embed is None else self.freq_embed.at(i, map_size)
             for block in stage:

@@ -1,4 +1,5 @@
 """One mechanism a file; a layer owns its parameters and calls ``mmhcnet.ops``."""
+
 from .downsample import Downsample
 from .drop_path import DropPath
 from .freq_embed import FreqEmbed
@@ -10,6 +11,14 @@ from .spectral_conduction import SpectralConduction
 from .stem import Stem
 
 __all__ = [
-    'Downsample', 'DropPath', 'FreqEmbed', 'GroupNorm1', 'HeatConduction', 'LayerNorm2d', 'Mlp',
-    'Refinement', 'SpectralConduction', 'Stem'
+    'Downsample',
+    'DropPath',
+    'FreqEmbed',
+    'GroupNorm1',
+    'HeatConduction',
+    'LayerNorm2d',
+    'Mlp',
+    'Refinement',
+    'SpectralConduction',
+    'Stem',
 ]

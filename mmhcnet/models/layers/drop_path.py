@@ -17,7 +17,7 @@ class DropPath(nn.Module):
         ValueError: ``drop_prob`` is outside [0, 1).
     """
 
-    def __init__(self, drop_prob: float = 0.):
+    def __init__(self, drop_prob: float = 0.0):
         super().__init__()
         if not 0 <= drop_prob < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_prob}')
@@ -46,7 +46,7 @@ class DropPath(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ...), any shape; returns the same shape and dtype."""
         factors = self.factors(x)
-        return x if factors is None else x * factors.view(-1, *(1, ) * (x.dim() - 1))
+        return x if factors is None else x * factors.view(-1, *(1,) * (x.dim() - 1))
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3f}'

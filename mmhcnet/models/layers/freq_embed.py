@@ -32,9 +32,12 @@ class FreqEmbed(nn.ParameterList):
     """
 
     def __init__(self, sizes: Sequence[Tuple[int, int]], channels: Sequence[int]):
-        super().__init__([
-            nn.Parameter(nn.init.trunc_normal_(torch.empty(*size, c), std=0.02))
-            for size, c in zip(sizes, channels)])
+        super().__init__(
+            [
+                nn.Parameter(nn.init.trunc_normal_(torch.empty(*size, c), std=0.02))
+                for size, c in zip(sizes, channels)
+            ]
+        )
         self._kept: Dict[int, tuple] = {}
 
     def at(self, stage: int, size: Tuple[int, int]) -> Tensor:
@@ -43,14 +46,25 @@ class FreqEmbed(nn.ParameterList):
         if embedding.shape[:2] == size:
             return embedding
         # Kept, it would be computed in a first trace and a constant in the next.
-        keep = not (self.training or is_compiling() or torch.jit.is_tracing()
-                    or torch.is_grad_enabled() and embedding.requires_grad)
+        keep = not (
+            self.training
+            or is_compiling()
+            or torch.jit.is_tracing()
+            or torch.is_grad_enabled()
+            and embedding.requires_grad
+        )
         if not keep:
             return _resize(embedding, size)
         # A tensor made in inference mode is of no use outside of it.
-        key = (size, id(embedding), embedding._version, embedding.device, embedding.dtype,
-               torch.is_inference_mode_enabled())
-        if self._kept.get(stage, (None, ))[0] != key:
+        key = (
+            size,
+            id(embedding),
+            embedding._version,
+            embedding.device,
+            embedding.dtype,
+            torch.is_inference_mode_enabled(),
+        )
+        if self._kept.get(stage, (None,))[0] != key:
             self._kept[stage] = key, _resize(embedding.detach(), size)
         return self._kept[stage][1]
 
@@ -67,10 +81,16 @@ class FreqEmbed(nn.ParameterList):
         for i, parameter in enumerate(self):
             key = f'{prefix}{i}'
             found, here = state_dict.get(key), tuple(parameter.shape)
-            if (found is not None and found.dim() == 3 and found.shape[2] == here[2]
-                    and found.shape != here):
+            if (
+                found is not None
+                and found.dim() == 3
+                and found.shape[2] == here[2]
+                and found.shape != here
+            ):
                 print_log(
                     f'{key}: resized from {found.shape[0]}x{found.shape[1]} of the checkpoint to '
-                    f'the {here[0]}x{here[1]} that this model is built for', logger='current')
+                    f'the {here[0]}x{here[1]} that this model is built for',
+                    logger='current',
+                )
                 state_dict[key] = _resize(found, here[:2])
         super()._load_from_state_dict(state_dict, prefix, *args)

@@ -36,11 +36,13 @@ class HeatConduction(nn.Module):
         ValueError: Unknown ``stencil`` or ``k``, or a ``k`` that is negative or not finite.
     """
 
-    def __init__(self,
-                 channels: int,
-                 stencil: str = 'anisotropic',
-                 k: Union[str, float] = 'input_dependent',
-                 drop_path: float = 0.):
+    def __init__(
+        self,
+        channels: int,
+        stencil: str = 'anisotropic',
+        k: Union[str, float] = 'input_dependent',
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         if stencil not in STENCILS:
             raise ValueError(f'stencil must be one of {STENCILS}, got {stencil!r}')

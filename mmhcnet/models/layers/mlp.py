@@ -11,7 +11,7 @@ class Mlp(nn.Module):
         mlp_ratio (float): Hidden width over C.
     """
 
-    def __init__(self, channels: int, mlp_ratio: float = 4.):
+    def __init__(self, channels: int, mlp_ratio: float = 4.0):
         super().__init__()
         hidden = int(channels * mlp_ratio)
         self.fc1 = nn.Linear(channels, hidden)

@@ -20,11 +20,13 @@ class Refinement(nn.Module):
         drop_path (float): Probability of skipping the layer for a sample during training.
     """
 
-    def __init__(self,
-                 channels: int,
-                 mlp_ratio: float = 4.,
-                 with_filter: bool = True,
-                 drop_path: float = 0.):
+    def __init__(
+        self,
+        channels: int,
+        mlp_ratio: float = 4.0,
+        with_filter: bool = True,
+        drop_path: float = 0.0,
+    ):
         super().__init__()
         hidden = int(channels * mlp_ratio)
         if not with_filter:
@@ -33,8 +35,11 @@ class Refinement(nn.Module):
         self.norm = GroupNorm1(channels)
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.act = nn.GELU()
-        self.dwconv = nn.Conv2d(
-            hidden, hidden, 3, padding=1, groups=hidden, bias=False) if with_filter else None
+        self.dwconv = (
+            nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden, bias=False)
+            if with_filter
+            else None
+        )
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.drop_path = DropPath(drop_path)
         for module in self.modules():

@@ -35,14 +35,17 @@ class SpectralConduction(nn.Module):
         ValueError: Unknown ``k``, or a ``k`` that is negative or not finite.
     """
 
-    def __init__(self,
-                 channels: int,
-                 with_dwconv: bool = True,
-                 with_gate: bool = True,
-                 k: Union[str, float] = 'frequency'):
+    def __init__(
+        self,
+        channels: int,
+        with_dwconv: bool = True,
+        with_gate: bool = True,
+        k: Union[str, float] = 'frequency',
+    ):
         super().__init__()
-        self.dwconv = nn.Conv2d(
-            channels, channels, 3, padding=1, groups=channels) if with_dwconv else None
+        self.dwconv = (
+            nn.Conv2d(channels, channels, 3, padding=1, groups=channels) if with_dwconv else None
+        )
         self.with_gate = with_gate
         self.fc_in = nn.Linear(channels, 2 * channels if with_gate else channels)
         self.norm = nn.LayerNorm(channels)
@@ -76,7 +79,7 @@ class SpectralConduction(nn.Module):
             if self.to_k is not None:
                 k = F.relu(self.to_k(freq_embed))
             elif isinstance(self.k, float):
-                k = self.fc_out.weight.new_full((1, ), self.k)
+                k = self.fc_out.weight.new_full((1,), self.k)
             else:
                 k = F.softplus(self.k)
             return spectral_decay(k, height, width)

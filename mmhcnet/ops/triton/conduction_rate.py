@@ -1,4 +1,5 @@
 """The input-dependent conduction rate: one read of the field, then a product of small matrices."""
+
 from typing import Optional, Tuple
 
 import torch
@@ -37,8 +38,20 @@ def _sums(z, sums, area, pixels, parts, C: tl.constexpr, BLOCK: tl.constexpr, TI
 
 
 @triton.jit(do_not_specialize=['batch', 'area', 'parts'])
-def _rate(sums, to_k, keep, rate, k, mean, batch, area, parts, C: tl.constexpr,
-          SAMPLES: tl.constexpr, CHANNELS: tl.constexpr):
+def _rate(
+    sums,
+    to_k,
+    keep,
+    rate,
+    k,
+    mean,
+    batch,
+    area,
+    parts,
+    C: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
     blocks: tl.constexpr = (C + CHANNELS - 1) // CHANNELS
     block = tl.program_id(0) % blocks
     b = tl.program_id(0) // blocks * SAMPLES + tl.arange(0, SAMPLES)
@@ -53,8 +66,11 @@ def _rate(sums, to_k, keep, rate, k, mean, batch, area, parts, C: tl.constexpr,
         m /= area
         # All programs of a sample store the same numbers.
         tl.store(mean + b[:, None] * C + c[None, :], m, mask=exists)
-        weight = tl.load(to_k + out[None, :] * C + c[:, None],
-                         mask=(c < C)[:, None] & (out < C)[None, :], other=0).to(tl.float32)
+        weight = tl.load(
+            to_k + out[None, :] * C + c[:, None],
+            mask=(c < C)[:, None] & (out < C)[None, :],
+            other=0,
+        ).to(tl.float32)
         a = tl.dot(m, weight, a, input_precision='ieee')
     exists = (b < batch)[:, None] & (out < C)[None, :]
     index = b[:, None] * C + out[None, :]
@@ -66,8 +82,9 @@ def _rate(sums, to_k, keep, rate, k, mean, batch, area, parts, C: tl.constexpr,
 
 
 @operator('conduction_rate_forward')
-def conduction_rate_forward(z: Tensor, to_k: Tensor,
-                            keep: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+def conduction_rate_forward(
+    z: Tensor, to_k: Tensor, keep: Optional[Tensor]
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.conduction_rate_forward` as fused kernels, channels last."""
     z = channels_last(z)
     batch, channels, height, width = z.shape
@@ -83,10 +100,21 @@ def conduction_rate_forward(z: Tensor, to_k: Tensor,
     parts = triton.cdiv(area, pixels)
     sums = z.new_empty((batch * parts, channels), dtype=torch.float32)
     with on_device(z):
-        wrap_triton(_sums, z)[(batch * parts * triton.cdiv(channels, block), )](
-            z, sums, area, pixels, parts, channels, block, _TILE)
-        wrap_triton(_rate, z)[
-            (triton.cdiv(batch, _SAMPLES) * triton.cdiv(channels, _CHANNELS), )](
-                sums, to_k.contiguous(), None if keep is None else keep.contiguous(), rate, k, mean,
-                batch, area, parts, channels, _SAMPLES, _CHANNELS)
+        wrap_triton(_sums, z)[(batch * parts * triton.cdiv(channels, block),)](
+            z, sums, area, pixels, parts, channels, block, _TILE
+        )
+        wrap_triton(_rate, z)[(triton.cdiv(batch, _SAMPLES) * triton.cdiv(channels, _CHANNELS),)](
+            sums,
+            to_k.contiguous(),
+            None if keep is None else keep.contiguous(),
+            rate,
+            k,
+            mean,
+            batch,
+            area,
+            parts,
+            channels,
+            _SAMPLES,
+            _CHANNELS,
+        )
     return rate, k, mean

@@ -6,6 +6,7 @@ more instructions than the nine taps: it is evaluated once per pixel of a strip 
 (COLUMNS + 2) / COLUMNS times an element in the forward, exactly once in the backward, where only
 dy is needed on the margins.
 """
+
 from typing import Optional, Tuple
 
 import torch
@@ -62,7 +63,7 @@ def _gelu_row(row, EXACT: tl.constexpr):
     values = ()
     for n in tl.static_range(len(row)):
         t = tl.abs(row[n])
-        values = values + (tl.maximum(row[n], 0) - t * _tail(t, EXACT), )
+        values = values + (tl.maximum(row[n], 0) - t * _tail(t, EXACT),)
     return values
 
 
@@ -74,13 +75,25 @@ def _load_taps(w, scale, sample, c, C: tl.constexpr):
         tap = tl.load(w + c * 9 + t, mask=c < C, other=0).to(tl.float32)
         if scale is not None:
             tap *= tl.load(scale + sample).to(tl.float32)
-        taps = taps + (tap, )
+        taps = taps + (tap,)
     return taps
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _forward(x, w, scale, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
-             SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _forward(
+    x,
+    w,
+    scale,
+    y,
+    H,
+    W,
+    rows,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     sample, _, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     x += sample * (H * W * C) + c
@@ -91,8 +104,8 @@ def _forward(x, w, scale, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
     above = ()
     here = ()
     for _ in tl.static_range(COLUMNS):
-        above = above + (tl.zeros((SAMPLES * BLOCK, ), tl.float32), )
-        here = here + (tl.zeros((SAMPLES * BLOCK, ), tl.float32), )
+        above = above + (tl.zeros((SAMPLES * BLOCK,), tl.float32),)
+        here = here + (tl.zeros((SAMPLES * BLOCK,), tl.float32),)
     row = load_row(x, i0 - 1, j0 - 1, c, stop, W, C, COLUMNS + 2, 1, WHOLE)
     for i in range(i0 - 1, tl.minimum(i0 + rows, H) + 1):
         following = load_row(x, i + 1, j0 - 1, c, stop, W, C, COLUMNS + 2, 1, WHOLE)
@@ -101,10 +114,9 @@ def _forward(x, w, scale, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
         next_above = ()
         next_here = ()
         for n in tl.static_range(COLUMNS):
-            done = done + (above[n] + w[6] * g[n] + w[7] * g[n + 1] + w[8] * g[n + 2], )
-            next_above = next_above + (
-                here[n] + w[3] * g[n] + w[4] * g[n + 1] + w[5] * g[n + 2], )
-            next_here = next_here + (w[0] * g[n] + w[1] * g[n + 1] + w[2] * g[n + 2], )
+            done = done + (above[n] + w[6] * g[n] + w[7] * g[n + 1] + w[8] * g[n + 2],)
+            next_above = next_above + (here[n] + w[3] * g[n] + w[4] * g[n + 1] + w[5] * g[n + 2],)
+            next_here = next_here + (w[0] * g[n] + w[1] * g[n + 1] + w[2] * g[n + 2],)
         store_row(y, i - 1, j0, c, i > i0, W, C, done, WHOLE)
         above = next_above
         here = next_here
@@ -112,18 +124,32 @@ def _forward(x, w, scale, y, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _backward(dy, x, w, scale, dx, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
-              SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _backward(
+    dy,
+    x,
+    w,
+    scale,
+    dx,
+    sums,
+    H,
+    W,
+    rows,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32
     sample, strip, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     dy += sample * (H * W * C) + c
     x += sample * (H * W * C) + c
     dx += sample * (H * W * C) + c
     w = _load_taps(w, scale, sample, c, C)
-    total = tl.zeros((SAMPLES * BLOCK, ), tl.float32)
+    total = tl.zeros((SAMPLES * BLOCK,), tl.float32)
     tap_sums = ()
     for _ in tl.static_range(9):
-        tap_sums = tap_sums + (total, )
+        tap_sums = tap_sums + (total,)
     end = tl.minimum(i0 + rows, H)
     stop = tl.minimum(end + 1, H)
     up = load_row(dy, i0 - 1, j0 - 1, c, stop, W, C, COLUMNS + 2, 1, WHOLE)
@@ -141,19 +167,28 @@ def _backward(dy, x, w, scale, dx, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.
             slope = tail - t * tl.exp2(v * v * -0.72134752 - 1.32574806)
             slope = tl.where(v > 0, 1 - slope, slope)
             # The outputs that took x[i, j] by tap 0, 1, ... 8.
-            took = (down[n + 2], down[n + 1], down[n], mid[n + 2], mid[n + 1], mid[n], up[n + 2],
-                    up[n + 1], up[n])
+            took = (
+                down[n + 2],
+                down[n + 1],
+                down[n],
+                mid[n + 2],
+                mid[n + 1],
+                mid[n],
+                up[n + 2],
+                up[n + 1],
+                up[n],
+            )
             d = w[0] * took[0]
             for k in tl.static_range(1, 9):
                 d += w[k] * took[k]
             d *= slope
-            result = result + (d, )
+            result = result + (d,)
             if not WHOLE:
                 d = tl.where(j0 + n < W, d, 0)
             total += d
             new_sums = ()
             for k in tl.static_range(9):
-                new_sums = new_sums + (tap_sums[k] + g * took[k], )
+                new_sums = new_sums + (tap_sums[k] + g * took[k],)
             tap_sums = new_sums
         store_row(dx, i, j0, c, True, W, C, result, WHOLE)
         up = mid
@@ -177,14 +212,25 @@ def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> T
     _, channels, height, width = p.shape
     cut = strips(p, _COLUMNS, _PROGRAMS, _LEAST_ROWS)
     with on_device(p):
-        wrap_triton(_forward, p)[cut.grid](p, weight.contiguous(), scale, g, height, width,
-                                           cut.rows, channels, *cut.layout, num_warps=1)
+        wrap_triton(_forward, p)[cut.grid](
+            p,
+            weight.contiguous(),
+            scale,
+            g,
+            height,
+            width,
+            cut.rows,
+            channels,
+            *cut.layout,
+            num_warps=1,
+        )
     return g
 
 
 @operator('gelu_dwconv_backward')
-def _gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor,
-                          scale: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def _gelu_dwconv_backward(
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor]
+) -> Tuple[Tensor, Tensor]:
     """dp, and the sums over pixels: the gradients of the nine taps and of the bias, (10, C)."""
     dg, p = channels_last(dg), channels_last(p)
     dp = empty_like(p, p.dtype)
@@ -194,13 +240,26 @@ def _gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor,
     cut = strips(p, _BACKWARD_COLUMNS, _BACKWARD_PROGRAMS, _LEAST_ROWS)
     sums = p.new_empty((batch * cut.of_sample, 10, channels), dtype=torch.float32)
     with on_device(p):
-        wrap_triton(_backward, p)[cut.grid](dg, p, weight.contiguous(), scale, dp, sums, height,
-                                            width, cut.rows, channels, *cut.layout, num_warps=1)
+        wrap_triton(_backward, p)[cut.grid](
+            dg,
+            p,
+            weight.contiguous(),
+            scale,
+            dp,
+            sums,
+            height,
+            width,
+            cut.rows,
+            channels,
+            *cut.layout,
+            num_warps=1,
+        )
     return dp, sums.sum(0)
 
 
-def gelu_dwconv_backward(dg: Tensor, p: Tensor, weight: Tensor,
-                         scale: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+def gelu_dwconv_backward(
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor]
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.gelu_dwconv_backward` as a fused kernel, channels last."""
     dp, sums = _gelu_dwconv_backward(dg, p, weight, scale)
     return dp, sums[:9].t().view(weight.shape), sums[9]

@@ -6,6 +6,7 @@ bytes. The second kernel of each pair takes the samples in reverse order: the la
 still in the L2 cache. A sample is shared by several programs, so that a single large image keeps
 the whole GPU busy.
 """
+
 import functools
 from typing import NamedTuple, Optional, Tuple
 
@@ -14,8 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import (channels_last, check_size, empty_like, known, on_device, operator,
-                     wrap_triton)
+from .launch import channels_last, check_size, empty_like, known, on_device, operator, wrap_triton
 
 # Elements that a program of 4 warps holds at a time: 32 a thread for the statistics, else 8.
 _STATISTICS_BLOCK = 4096
@@ -43,8 +43,9 @@ def _load_channels(t, c, C: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=['area', 'blocks', 'parts', 'o_sample'])
-def _statistics(x, offset, means, squares, area, blocks, parts, o_sample, C: tl.constexpr,
-                BLOCK: tl.constexpr):
+def _statistics(
+    x, offset, means, squares, area, blocks, parts, o_sample, C: tl.constexpr, BLOCK: tl.constexpr
+):
     """Of every part of a sample: mean, less the sample's first element, and squared deviations.
 
     Blocks are combined by Chan's formula. No sum is larger than the deviations make it, so
@@ -59,9 +60,9 @@ def _statistics(x, offset, means, squares, area, blocks, parts, o_sample, C: tl.
         offset += sample * o_sample * C
     base = _load(x, offset, 0, True, C)
     first = pid % parts * blocks
-    count = 0.
-    mean = 0.
-    square = 0.
+    count = 0.0
+    mean = 0.0
+    square = 0.0
     for block in range(first, tl.minimum(first + blocks, tl.cdiv(size, BLOCK))):
         index = block * BLOCK + tl.arange(0, BLOCK)
         exists = index < size
@@ -108,23 +109,51 @@ def _place(batch, area, pixels, C: tl.constexpr, BLOCK: tl.constexpr, REVERSED: 
 
 
 @triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'blocks', 'parts', 'o_sample'])
-def _forward(x, weight, bias, offset, means, squares, y, mean, rstd, eps, batch, area, pixels,
-             blocks, parts, o_sample, C: tl.constexpr, PARTS: tl.constexpr,
-             STATISTICS_BLOCK: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _forward(
+    x,
+    weight,
+    bias,
+    offset,
+    means,
+    squares,
+    y,
+    mean,
+    rstd,
+    eps,
+    batch,
+    area,
+    pixels,
+    blocks,
+    parts,
+    o_sample,
+    C: tl.constexpr,
+    PARTS: tl.constexpr,
+    STATISTICS_BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     sample, start, _, first, c = _place(batch, area, pixels, C, BLOCK, True)
     x += start
     y += start
     if offset is not None:
         offset += sample * o_sample * C
     base = _load(x, offset, 0, True, C)
-    m, r = _combine(base, means + sample * parts, squares + sample * parts, area * C,
-                    blocks * STATISTICS_BLOCK, parts, eps, PARTS)
+    m, r = _combine(
+        base,
+        means + sample * parts,
+        squares + sample * parts,
+        area * C,
+        blocks * STATISTICS_BLOCK,
+        parts,
+        eps,
+        PARTS,
+    )
     # All programs of a sample store the same numbers.
     tl.store(mean + sample, m)
     tl.store(rstd + sample, r)
     scale = _load_channels(weight, c, C) * r
     shift = _load_channels(bias, c, C)
-    centre = tl.zeros((BLOCK, ), tl.float32) + m
+    centre = tl.zeros((BLOCK,), tl.float32) + m
     if offset is not None:
         centre += _load_channels(offset, c, C)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
@@ -137,13 +166,26 @@ def _forward(x, weight, bias, offset, means, squares, y, mean, rstd, eps, batch,
 
 
 @triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'o_sample'])
-def _sums(dy, x, offset, mean, rstd, sums, batch, area, pixels, o_sample, C: tl.constexpr,
-          BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _sums(
+    dy,
+    x,
+    offset,
+    mean,
+    rstd,
+    sums,
+    batch,
+    area,
+    pixels,
+    o_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """Of every part of a sample and channel: sum of dy, sum of dy times the normalised x."""
     sample, start, part, first, c = _place(batch, area, pixels, C, BLOCK, False)
     dy += start
     x += start
-    centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
+    centre = tl.zeros((BLOCK,), tl.float32) + tl.load(mean + sample)
     if offset is not None:
         centre += _load_channels(offset + sample * o_sample * C, c, C)
     total = tl.zeros((TILE // BLOCK, BLOCK), tl.float32)
@@ -162,14 +204,23 @@ def _sums(dy, x, offset, mean, rstd, sums, batch, area, pixels, o_sample, C: tl.
 
 
 @triton.jit(do_not_specialize=['parts'])
-def _combine_sums(sums, weight, combined, means, size, parts, C: tl.constexpr,
-                  BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _combine_sums(
+    sums,
+    weight,
+    combined,
+    means,
+    size,
+    parts,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Of every sample: its sums (2, C), and their means over the channels, times weight."""
     sample = tl.program_id(0)
     sums += sample.to(tl.int64) * parts * (2 * C)
     combined += sample * (2 * C)
-    shift = 0.
-    slope = 0.
+    shift = 0.0
+    slope = 0.0
     for block in range(0, C, BLOCK):
         c = block + tl.arange(0, BLOCK)
         total = tl.zeros((ROWS, BLOCK), tl.float32)
@@ -192,8 +243,24 @@ def _combine_sums(sums, weight, combined, means, size, parts, C: tl.constexpr,
 
 
 @triton.jit(do_not_specialize=['batch', 'area', 'pixels', 'o_sample'])
-def _backward(dy, x, weight, offset, residual, mean, rstd, means, dx, batch, area, pixels,
-              o_sample, C: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _backward(
+    dy,
+    x,
+    weight,
+    offset,
+    residual,
+    mean,
+    rstd,
+    means,
+    dx,
+    batch,
+    area,
+    pixels,
+    o_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     """dx = rstd (dy weight - mean(dy weight) - x̂ mean(dy weight x̂)), x̂ the normalised x."""
     sample, start, _, first, c = _place(batch, area, pixels, C, BLOCK, True)
     dy += start
@@ -205,7 +272,7 @@ def _backward(dy, x, weight, offset, residual, mean, rstd, means, dx, batch, are
     scale = _load_channels(weight, c, C) * r
     shift = tl.load(means + 2 * sample) * r
     slope = tl.load(means + 2 * sample + 1) * r * r
-    centre = tl.zeros((BLOCK, ), tl.float32) + tl.load(mean + sample)
+    centre = tl.zeros((BLOCK,), tl.float32) + tl.load(mean + sample)
     if offset is not None:
         centre += _load_channels(offset + sample * o_sample * C, c, C)
     for p in range(first, tl.minimum(first + pixels, area), TILE // BLOCK):
@@ -224,6 +291,7 @@ class Division(NamedTuple):
     """How a field is divided: for the statistics blocks of a part, parts of a sample and a bound on
     those; for the rest a grid, parts of all samples, pixels and channels of a program.
     """
+
     blocks: int
     parts: int
     bound: int
@@ -241,12 +309,14 @@ def _division(batch: int, channels: int, height: int, width: int, choose: bool =
     blocks = triton.cdiv(blocks, at_most)
     parts = triton.cdiv(size, blocks * _STATISTICS_BLOCK)
     bound = triton.next_power_of_2(parts) if choose else _PARTS
-    block = next((n for n in (64, 32) if channels % n == 0),
-                 min(64, triton.next_power_of_2(channels)))
+    block = next(
+        (n for n in (64, 32) if channels % n == 0), min(64, triton.next_power_of_2(channels))
+    )
     pixels = max(_PIXELS, _TILE // block)
     tiles = batch * triton.cdiv(height * width, pixels)
-    return Division(blocks, parts, bound, (tiles * triton.cdiv(channels, block), ), tiles, pixels,
-                    block)
+    return Division(
+        blocks, parts, bound, (tiles * triton.cdiv(channels, block),), tiles, pixels, block
+    )
 
 
 _cached_division = functools.lru_cache(maxsize=None)(_division)
@@ -265,8 +335,9 @@ def _samples(offset: Optional[Tensor]) -> int:
 
 
 @operator('group_norm_1_forward')
-def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
-                         offset: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Optional[Tensor]
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.group_norm_1_forward` as a fused kernel, channels last."""
     x = channels_last(x)
     batch, channels, height, width = x.shape
@@ -280,20 +351,54 @@ def group_norm_1_forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float,
     means, squares = (x.new_empty(batch * cut.parts, dtype=torch.float32) for _ in range(2))
     o_sample = _samples(offset)
     with on_device(x):
-        wrap_triton(_statistics, x)[(batch * cut.parts, )](
-            x, offset, means, squares, area, cut.blocks, cut.parts, o_sample, channels,
-            _STATISTICS_BLOCK)
+        wrap_triton(_statistics, x)[(batch * cut.parts,)](
+            x,
+            offset,
+            means,
+            squares,
+            area,
+            cut.blocks,
+            cut.parts,
+            o_sample,
+            channels,
+            _STATISTICS_BLOCK,
+        )
         wrap_triton(_forward, x)[cut.grid](
-            x, weight.contiguous(), bias.contiguous(), offset, means, squares, y, mean, rstd, eps,
-            batch, area, cut.pixels, cut.blocks, cut.parts, o_sample, channels, cut.bound,
-            _STATISTICS_BLOCK, cut.block, _TILE)
+            x,
+            weight.contiguous(),
+            bias.contiguous(),
+            offset,
+            means,
+            squares,
+            y,
+            mean,
+            rstd,
+            eps,
+            batch,
+            area,
+            cut.pixels,
+            cut.blocks,
+            cut.parts,
+            o_sample,
+            channels,
+            cut.bound,
+            _STATISTICS_BLOCK,
+            cut.block,
+            _TILE,
+        )
     return y, mean, rstd
 
 
 @operator('group_norm_1_backward')
-def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                           residual: Optional[Tensor],
-                           offset: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+def _group_norm_1_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Optional[Tensor],
+    offset: Optional[Tensor],
+) -> Tuple[Tensor, Tensor]:
     """dx, and the gradients of bias and weight, (2, C) in float32."""
     dy, x = channels_last(dy), channels_last(x)
     batch, channels, height, width = x.shape
@@ -311,17 +416,32 @@ def _group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, 
     weight = weight.contiguous()
     with on_device(x):
         wrap_triton(_sums, x)[cut.grid](dy, x, offset, mean, rstd, sums, *sizes)
-        wrap_triton(_combine_sums, x)[(batch, )](
-            sums, weight, combined, means, channels * area, cut.tiles // batch, channels,
-            cut.block, _TILE // cut.block)
-        wrap_triton(_backward, x)[cut.grid](dy, x, weight, offset, residual, mean, rstd, means, dx,
-                                            *sizes)
+        wrap_triton(_combine_sums, x)[(batch,)](
+            sums,
+            weight,
+            combined,
+            means,
+            channels * area,
+            cut.tiles // batch,
+            channels,
+            cut.block,
+            _TILE // cut.block,
+        )
+        wrap_triton(_backward, x)[cut.grid](
+            dy, x, weight, offset, residual, mean, rstd, means, dx, *sizes
+        )
     return dx, combined.sum(0)
 
 
-def group_norm_1_backward(dy: Tensor, x: Tensor, weight: Tensor, mean: Tensor, rstd: Tensor,
-                          residual: Optional[Tensor],
-                          offset: Optional[Tensor]) -> Tuple[Tensor, Tensor, Tensor]:
+def group_norm_1_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    residual: Optional[Tensor],
+    offset: Optional[Tensor],
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.group_norm_1_backward` as fused kernels, channels last."""
     dx, affine = _group_norm_1_backward(dy, x, weight, mean, rstd, residual, offset)
     return dx, affine[1], affine[0]

@@ -8,6 +8,7 @@ The gradients of w and k are combinations of S[b, c, n] = Σ_ij dz'[i, j] (z[nei
 dw[c, n] = Σ_b k[b, c] S[b, c, n] and dk[b, c] = Σ_n w[c, n] S[b, c, n]; with the isotropic stencil
 dk[b, c] = Σ_ij dz'[i, j] h[i, j].
 """
+
 from typing import Optional, Tuple
 
 import torch
@@ -32,7 +33,7 @@ _STRIPS = 64
 def _centre(row):
     centre = ()
     for n in tl.static_range(len(row) - 2):
-        centre = centre + (row[n + 1], )
+        centre = centre + (row[n + 1],)
     return centre
 
 
@@ -50,7 +51,7 @@ def _load_replicated(z, i, j, c, last, W, C: tl.constexpr, N: tl.constexpr, WHOL
             pixel = z + tl.minimum(tl.maximum(j + n, 0), W - 1) * C
         else:
             pixel = inner + n * C
-        row = row + (tl.load(pixel, mask=c < C, other=0).to(tl.float32), )
+        row = row + (tl.load(pixel, mask=c < C, other=0).to(tl.float32),)
     return row
 
 
@@ -59,7 +60,7 @@ def _load_weights(w, k, c, C: tl.constexpr):
     """Of channels c: the four weights, times k."""
     weights = ()
     for n in tl.static_range(4):
-        weights = weights + (tl.load(w + c * 4 + n, mask=c < C, other=0).to(tl.float32) * k, )
+        weights = weights + (tl.load(w + c * 4 + n, mask=c < C, other=0).to(tl.float32) * k,)
     return weights
 
 
@@ -67,15 +68,30 @@ def _load_weights(w, k, c, C: tl.constexpr):
 def _load_added(added, sample, a_sample, c, C: tl.constexpr):
     """What is added to every pixel of channels c."""
     if added is None:
-        return 0.
+        return 0.0
     else:
         return tl.load(added + sample * a_sample + c, mask=c < C, other=0).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
-def _anisotropic_forward(z, w, k, added, out, H, W, rows, k_sample, k_channel, a_sample,
-                         C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-                         COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _anisotropic_forward(
+    z,
+    w,
+    k,
+    added,
+    out,
+    H,
+    W,
+    rows,
+    k_sample,
+    k_channel,
+    a_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, _, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     z += sample * (H * W * C) + c
     out += sample * (H * W * C) + c
@@ -93,8 +109,14 @@ def _anisotropic_forward(z, w, k, added, out, H, W, rows, k_sample, k_channel, a
         following = _load_replicated(z, i + 2, j0 - 1, c, last, W, C, COLUMNS + 2, WHOLE)
         result = ()
         for n in tl.static_range(COLUMNS):
-            result = result + (added + rest * mid[n + 1] + w[0] * down[n + 1] + w[1] * up[n] +
-                               w[2] * mid[n + 2] + w[3] * mid[n], )
+            result = result + (
+                added
+                + rest * mid[n + 1]
+                + w[0] * down[n + 1]
+                + w[1] * up[n]
+                + w[2] * mid[n + 2]
+                + w[3] * mid[n],
+            )
         store_row(out, i, j0, c, True, W, C, result, WHOLE)
         up = _centre(mid)
         mid = down
@@ -102,14 +124,25 @@ def _anisotropic_forward(z, w, k, added, out, H, W, rows, k_sample, k_channel, a
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _anisotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
-                      SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _anisotropic_sums(
+    dout,
+    z,
+    sums,
+    H,
+    W,
+    rows,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, strip, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     dout += sample * (H * W * C) + c
     z += sample * (H * W * C) + c
     end = tl.minimum(i0 + rows, H)
     last = tl.minimum(end, H - 1)
-    down_sum = tl.zeros((SAMPLES * BLOCK, ), tl.float32)
+    down_sum = tl.zeros((SAMPLES * BLOCK,), tl.float32)
     up_sum = down_sum
     right_sum = down_sum
     left_sum = down_sum
@@ -118,7 +151,7 @@ def _anisotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.cons
     # Differences to the pixel below: also those of the row below to this one, but for the sign.
     steps = ()
     for n in tl.static_range(COLUMNS):
-        steps = steps + (down[n + 1] - mid[n + 1], )
+        steps = steps + (down[n + 1] - mid[n + 1],)
     mid = down
     for i in range(i0, end):
         down = _load_replicated(z, i + 1, j0 - 1, c, last, W, C, COLUMNS + 2, WHOLE)
@@ -128,7 +161,7 @@ def _anisotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.cons
         for n in tl.static_range(COLUMNS):
             right = mid[n + 2] - mid[n + 1]
             step = down[n + 1] - mid[n + 1]
-            next_steps = next_steps + (step, )
+            next_steps = next_steps + (step,)
             down_sum += d[n] * step
             up_sum -= d[n] * steps[n]
             right_sum += d[n] * right
@@ -144,9 +177,24 @@ def _anisotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.cons
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
-def _anisotropic_transposed(dout, w, k, added, dz, H, W, rows, k_sample, k_channel, a_sample,
-                            C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-                            COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _anisotropic_transposed(
+    dout,
+    w,
+    k,
+    added,
+    dz,
+    H,
+    W,
+    rows,
+    k_sample,
+    k_channel,
+    a_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, _, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     dout += sample * (H * W * C) + c
     dz += sample * (H * W * C) + c
@@ -170,8 +218,14 @@ def _anisotropic_transposed(dout, w, k, added, dz, H, W, rows, k_sample, k_chann
                 kept += tl.where(j0 + n == W - 1, w[2], 0)
             if n == 0:
                 kept += tl.where(j0 == 0, w[3], 0)
-            result = result + (added + kept * mid[n + 1] + w[0] * up[n] + w[1] * down[n + 1] +
-                               w[2] * mid[n] + w[3] * mid[n + 2], )
+            result = result + (
+                added
+                + kept * mid[n + 1]
+                + w[0] * up[n]
+                + w[1] * down[n + 1]
+                + w[2] * mid[n]
+                + w[3] * mid[n + 2],
+            )
         store_row(dz, i, j0, c, True, W, C, result, WHOLE)
         up = _centre(mid)
         mid = down
@@ -199,8 +253,8 @@ def _window(i, j, H, W, N: tl.constexpr):
     inverse = ()
     for n in tl.static_range(N):
         edge = (j + n <= 0) | (j + n >= W - 1)
-        pixels = pixels + (tl.where(edge, narrow, wide), )
-        inverse = inverse + (tl.where(edge, narrow_inverse, wide_inverse), )
+        pixels = pixels + (tl.where(edge, narrow, wide),)
+        inverse = inverse + (tl.where(edge, narrow_inverse, wide_inverse),)
     return pixels, inverse
 
 
@@ -211,7 +265,7 @@ def _shares(d, i, j, c, H, stop, W, C: tl.constexpr, N: tl.constexpr, WHOLE: tl.
     _, inverse = _window(i, j, H, W, N)
     shares = ()
     for n in tl.static_range(N):
-        shares = shares + (row[n] * inverse[n], )
+        shares = shares + (row[n] * inverse[n],)
     return shares
 
 
@@ -220,14 +274,28 @@ def _threes(row):
     """Sums of each pixel and its left and right neighbours."""
     sums = ()
     for n in tl.static_range(len(row) - 2):
-        sums = sums + (row[n] + row[n + 1] + row[n + 2], )
+        sums = sums + (row[n] + row[n + 1] + row[n + 2],)
     return sums
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
-def _isotropic_forward(z, k, added, out, H, W, rows, k_sample, k_channel, a_sample,
-                       C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-                       COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _isotropic_forward(
+    z,
+    k,
+    added,
+    out,
+    H,
+    W,
+    rows,
+    k_sample,
+    k_channel,
+    a_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, _, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     z += sample * (H * W * C) + c
     out += sample * (H * W * C) + c
@@ -247,7 +315,7 @@ def _isotropic_forward(z, k, added, out, H, W, rows, k_sample, k_channel, a_samp
         result = ()
         for n in tl.static_range(COLUMNS):
             flux = (up[n] + mid[n] + down[n] - pixels[n] * here[n]) * inverse[n]
-            result = result + (here[n] + k * flux + added, )
+            result = result + (here[n] + k * flux + added,)
         store_row(out, i, j0, c, True, W, C, result, WHOLE)
         up = mid
         mid = down
@@ -256,14 +324,25 @@ def _isotropic_forward(z, k, added, out, H, W, rows, k_sample, k_channel, a_samp
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows'])
-def _isotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr,
-                    SAMPLES: tl.constexpr, COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _isotropic_sums(
+    dout,
+    z,
+    sums,
+    H,
+    W,
+    rows,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, strip, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     dout += sample * (H * W * C) + c
     z += sample * (H * W * C) + c
     end = tl.minimum(i0 + rows, H)
     stop = tl.minimum(end + 1, H)
-    total = tl.zeros((SAMPLES * BLOCK, ), tl.float32)
+    total = tl.zeros((SAMPLES * BLOCK,), tl.float32)
     up = _threes(load_row(z, i0 - 1, j0 - 1, c, stop, W, C, COLUMNS + 2, 1, WHOLE))
     row = load_row(z, i0, j0 - 1, c, stop, W, C, COLUMNS + 2, 1, WHOLE)
     mid = _threes(row)
@@ -283,9 +362,23 @@ def _isotropic_sums(dout, z, sums, H, W, rows, C: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit(do_not_specialize=['H', 'W', 'rows', 'k_sample', 'k_channel', 'a_sample'])
-def _isotropic_transposed(dout, k, added, dz, H, W, rows, k_sample, k_channel, a_sample,
-                          C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-                          COLUMNS: tl.constexpr, WHOLE: tl.constexpr):
+def _isotropic_transposed(
+    dout,
+    k,
+    added,
+    dz,
+    H,
+    W,
+    rows,
+    k_sample,
+    k_channel,
+    a_sample,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    SAMPLES: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
     sample, _, i0, j0, c = place(H, W, rows, C, BLOCK, SAMPLES, COLUMNS)
     dout += sample * (H * W * C) + c
     dz += sample * (H * W * C) + c
@@ -306,7 +399,7 @@ def _isotropic_transposed(dout, k, added, dz, H, W, rows, k_sample, k_channel, a
         for n in tl.static_range(COLUMNS):
             flux = up[n] + mid[n] + down[n] - pixels[n] * here[n]
             whole = here[n] * tl.maximum(pixels[n] - 1, 1)
-            result = result + (whole + k * flux + added, )
+            result = result + (whole + k * flux + added,)
         store_row(dz, i, j0, c, True, W, C, result, WHOLE)
         up = mid
         mid = down
@@ -314,22 +407,34 @@ def _isotropic_transposed(dout, k, added, dz, H, W, rows, k_sample, k_channel, a
 
 
 @triton.jit(do_not_specialize=['strips', 'k_sample', 'k_channel'])
-def _combine(sums, w, k, dk, of_w, strips, k_sample, k_channel, C: tl.constexpr,
-             BLOCK: tl.constexpr, ROWS: tl.constexpr):
+def _combine(
+    sums,
+    w,
+    k,
+    dk,
+    of_w,
+    strips,
+    k_sample,
+    k_channel,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+):
     """Of a sample: dk (C,), and what it adds to dw, (C, 4), from the sums of its strips."""
     sample = tl.program_id(0).to(tl.int64)
     sums += sample * strips * (4 * C)
     for block in range(0, C, BLOCK):
         c = block + tl.arange(0, BLOCK)
         rate = tl.load(k + sample * k_sample + c * k_channel, mask=c < C, other=0).to(tl.float32)
-        conducted = tl.zeros((BLOCK, ), tl.float32)
+        conducted = tl.zeros((BLOCK,), tl.float32)
         for n in tl.static_range(4):
             total = tl.zeros((ROWS, BLOCK), tl.float32)
             for first in range(0, strips, ROWS):
                 strip = first + tl.arange(0, ROWS)
                 exists = (strip < strips)[:, None] & (c < C)[None, :]
-                total += tl.load(sums + (strip[:, None] * 4 + n) * C + c[None, :], mask=exists,
-                                 other=0)
+                total += tl.load(
+                    sums + (strip[:, None] * 4 + n) * C + c[None, :], mask=exists, other=0
+                )
             s = tl.sum(total, 0)
             conducted += s * tl.load(w + c * 4 + n, mask=c < C, other=0).to(tl.float32)
             tl.store(of_w + (sample * C + c) * 4 + n, s * rate, mask=c < C)
@@ -343,8 +448,9 @@ def _sizes(x: Tensor, k: Tensor, added: Optional[Tensor], cut: Strips) -> tuple:
 
 
 @operator('heat_step_forward')
-def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Tensor,
-                      offset: Optional[Tensor]) -> Tensor:
+def heat_step_forward(
+    z: Tensor, w: Optional[Tensor], k: Tensor, offset: Optional[Tensor]
+) -> Tensor:
     """:func:`mmhcnet.ops.heat_step_forward` as a fused kernel, channels last."""
     z = channels_last(z)
     out = empty_like(z, torch.result_type(z, k))
@@ -358,21 +464,25 @@ def heat_step_forward(z: Tensor, w: Optional[Tensor], k: Tensor,
         if w is None:
             wrap_triton(_isotropic_forward, z)[cut.grid](z, k, offset, out, *sizes, num_warps=1)
         else:
-            wrap_triton(_anisotropic_forward, z)[cut.grid](z, w.contiguous(), k, offset, out,
-                                                           *sizes, num_warps=1)
+            wrap_triton(_anisotropic_forward, z)[cut.grid](
+                z, w.contiguous(), k, offset, out, *sizes, num_warps=1
+            )
     return out
 
 
 @operator('heat_step_sums')
-def _heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
-                    k: Tensor) -> Tuple[Tensor, Tensor]:
+def _heat_step_sums(
+    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
+) -> Tuple[Tensor, Tensor]:
     """dk (B, C), and dw (C, 4), or (C, 0) without w."""
     dout, z = channels_last(dout), channels_last(z)
     batch, channels, height, width = z.shape
     terms = 1 if w is None else 4
     if z.numel() == 0:
-        return tuple(z.new_zeros(shape, dtype=torch.float32)
-                     for shape in ((batch, channels), (channels, 0 if w is None else 4)))
+        return tuple(
+            z.new_zeros(shape, dtype=torch.float32)
+            for shape in ((batch, channels), (channels, 0 if w is None else 4))
+        )
     cut = strips(z, _COLUMNS, _PROGRAMS, _LEAST_ROWS)
     sums = z.new_empty((batch, cut.of_sample, terms, channels), dtype=torch.float32)
     sizes = (height, width, cut.rows, channels, *cut.layout)
@@ -385,22 +495,34 @@ def _heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
             sums = sums.sum(1, keepdim=True)
         dk = z.new_empty((batch, channels), dtype=torch.float32)
         of_w = z.new_empty((batch, channels, 4), dtype=torch.float32)
-        wrap_triton(_combine, z)[(batch, )](
-            sums, w.contiguous(), k, dk, of_w, sums.shape[1], k.stride(0), k.stride(1), channels,
-            64, 16)
+        wrap_triton(_combine, z)[(batch,)](
+            sums,
+            w.contiguous(),
+            k,
+            dk,
+            of_w,
+            sums.shape[1],
+            k.stride(0),
+            k.stride(1),
+            channels,
+            64,
+            16,
+        )
     return dk, of_w.sum(0)
 
 
-def heat_step_sums(dout: Tensor, z: Tensor, w: Optional[Tensor],
-                   k: Tensor) -> Tuple[Tensor, Optional[Tensor]]:
+def heat_step_sums(
+    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
+) -> Tuple[Tensor, Optional[Tensor]]:
     """:func:`mmhcnet.ops.heat_step_sums` as a fused kernel."""
     dk, dw = _heat_step_sums(dout, z, w, k)
     return dk[:, :, None, None], None if w is None else dw
 
 
 @operator('heat_step_transposed')
-def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Tensor,
-                         mean_grad: Optional[Tensor]) -> Tensor:
+def heat_step_transposed(
+    dout: Tensor, w: Optional[Tensor], k: Tensor, mean_grad: Optional[Tensor]
+) -> Tensor:
     """:func:`mmhcnet.ops.heat_step_transposed` as a fused kernel, channels last."""
     dout = channels_last(dout)
     dz = empty_like(dout, dout.dtype)
@@ -412,10 +534,11 @@ def heat_step_transposed(dout: Tensor, w: Optional[Tensor], k: Tensor,
     sizes = _sizes(dout, k, mean_grad, cut)
     with on_device(dout):
         if w is None:
-            wrap_triton(_isotropic_transposed, dout)[cut.grid](dout, k, mean_grad, dz, *sizes,
-                                                               num_warps=1)
+            wrap_triton(_isotropic_transposed, dout)[cut.grid](
+                dout, k, mean_grad, dz, *sizes, num_warps=1
+            )
         else:
-            wrap_triton(_anisotropic_transposed, dout)[cut.grid](dout, w.contiguous(), k,
-                                                                 mean_grad, dz, *sizes,
-                                                                 num_warps=1)
+            wrap_triton(_anisotropic_transposed, dout)[cut.grid](
+                dout, w.contiguous(), k, mean_grad, dz, *sizes, num_warps=1
+            )
     return dz

@@ -1,4 +1,5 @@
 """What every fused operator does around its kernels."""
+
 import contextlib
 import functools
 import os
@@ -24,6 +25,7 @@ def operator(name: str, mutates_args: Sequence[str] = ()) -> Callable:
     the launch does; plain tensors go straight to the function. Autograd watches where it is asked
     to record: the operator has no formula for it and says so when it is differentiated.
     """
+
     def register(function: Callable) -> Callable:
         if INTERPRETED:
             op = torch.library.custom_op(f'mmhcnet::{name}', function, mutates_args=mutates_args)
@@ -33,9 +35,13 @@ def operator(name: str, mutates_args: Sequence[str] = ()) -> Callable:
 
         @functools.wraps(function)
         def call(x: Tensor, *args: Any) -> Any:
-            watched = (is_compiling() or type(x) not in _PLAIN
-                       or torch._C._len_torch_dispatch_stack() or torch.is_grad_enabled()
-                       and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *args)))
+            watched = (
+                is_compiling()
+                or type(x) not in _PLAIN
+                or torch._C._len_torch_dispatch_stack()
+                or torch.is_grad_enabled()
+                and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *args))
+            )
             return (op if watched else function)(x, *args)
 
         return call
@@ -73,8 +79,11 @@ def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
 def on_device(x: Tensor) -> ContextManager:
     """Triton launches on the current device, which need not be that of x."""
     # Not initialised: x is a stand-in on a machine without a GPU.
-    if not x.is_cuda or not torch.cuda.is_initialized() or (
-            x.device.index == torch.cuda.current_device()):
+    if (
+        not x.is_cuda
+        or not torch.cuda.is_initialized()
+        or (x.device.index == torch.cuda.current_device())
+    ):
         return _HERE
     return torch.cuda.device(x.device)
 
@@ -95,5 +104,7 @@ def check_size(batch: int, *sample: int) -> None:
     for n in sample:
         elements *= n
     if elements >= 2**30:
-        raise ValueError('the fused kernels take samples of less than 2³⁰ elements, got '
-                         f"{(batch, *sample)}: use backend='torch'")
+        raise ValueError(
+            'the fused kernels take samples of less than 2³⁰ elements, got '
+            f"{(batch, *sample)}: use backend='torch'"
+        )

@@ -4,6 +4,7 @@ Forward: one read of u and of the gate, one write of y, 6 bytes an element in 16
 read of dy, u and the gate, one write of du and of the gate's gradient, 10 bytes. The gate may be a
 slice of the channels of a wider map, and so may the place for its gradient.
 """
+
 from typing import Optional, Tuple
 
 import torch
@@ -23,15 +24,19 @@ _PROGRAMS = 512
 @triton.jit
 def _load_rows(x, row, c, stride, rows, C: tl.constexpr):
     exists = (row < rows)[:, None] & (c < C)[None, :]
-    return tl.load(x + row.to(tl.int64)[:, None] * stride + c[None, :], mask=exists,
-                   other=0).to(tl.float32)
+    return tl.load(x + row.to(tl.int64)[:, None] * stride + c[None, :], mask=exists, other=0).to(
+        tl.float32
+    )
 
 
 @triton.jit
 def _store_rows(x, row, c, stride, rows, C: tl.constexpr, values):
     exists = (row < rows)[:, None] & (c < C)[None, :]
-    tl.store(x + row.to(tl.int64)[:, None] * stride + c[None, :], values.to(x.dtype.element_ty),
-             mask=exists)
+    tl.store(
+        x + row.to(tl.int64)[:, None] * stride + c[None, :],
+        values.to(x.dtype.element_ty),
+        mask=exists,
+    )
 
 
 @triton.jit
@@ -47,8 +52,21 @@ def _sigmoid(g):
 
 
 @triton.jit(do_not_specialize=['rows'])
-def _forward(u, gate, weight, bias, y, mean, rstd, eps, rows, gate_stride, C: tl.constexpr,
-             BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _forward(
+    u,
+    gate,
+    weight,
+    bias,
+    y,
+    mean,
+    rstd,
+    eps,
+    rows,
+    gate_stride,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     row = tl.program_id(0) * (TILE // BLOCK) + tl.arange(0, TILE // BLOCK)
     c = tl.arange(0, BLOCK)
     v = _load_rows(u, row, c, C, rows, C)
@@ -65,8 +83,25 @@ def _forward(u, gate, weight, bias, y, mean, rstd, eps, rows, gate_stride, C: tl
 
 
 @triton.jit(do_not_specialize=['rows', 'tiles'])
-def _backward(dy, u, gate, weight, bias, mean, rstd, du, dgate, sums, rows, tiles, gate_stride,
-              dgate_stride, C: tl.constexpr, BLOCK: tl.constexpr, TILE: tl.constexpr):
+def _backward(
+    dy,
+    u,
+    gate,
+    weight,
+    bias,
+    mean,
+    rstd,
+    du,
+    dgate,
+    sums,
+    rows,
+    tiles,
+    gate_stride,
+    dgate_stride,
+    C: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+):
     first = tl.program_id(0) * tiles
     c = tl.arange(0, BLOCK)
     w = _load_channels(weight, c, C)
@@ -84,16 +119,22 @@ def _backward(dy, u, gate, weight, bias, mean, rstd, du, dgate, sums, rows, tile
             g = _load_rows(gate, row, c, gate_stride, rows, C)
             s = _sigmoid(g)
             # SiLU' = s (1 + g (1 - s)).
-            _store_rows(dgate, row, c, dgate_stride, rows, C,
-                        d * (normalised * w + b) * s * (1 + g * (1 - s)))
+            _store_rows(
+                dgate,
+                row,
+                c,
+                dgate_stride,
+                rows,
+                C,
+                d * (normalised * w + b) * s * (1 + g * (1 - s)),
+            )
             d *= g * s
         b_sum += d
         w_sum += d * normalised
         d *= w
         shift = tl.sum(d, 1) / C
         slope = tl.sum(d * normalised, 1) / C
-        _store_rows(du, row, c, C, rows, C,
-                    r * (d - shift[:, None] - normalised * slope[:, None]))
+        _store_rows(du, row, c, C, rows, C, r * (d - shift[:, None] - normalised * slope[:, None]))
     sums += tl.program_id(0) * (2 * C) + c
     tl.store(sums, tl.sum(w_sum, 0), mask=c < C)
     tl.store(sums + C, tl.sum(b_sum, 0), mask=c < C)
@@ -119,8 +160,9 @@ def _block(channels: int) -> Tuple[int, int]:
 
 
 @operator('norm_gate_forward')
-def norm_gate_forward(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor,
-                      eps: float) -> Tuple[Tensor, Tensor, Tensor]:
+def norm_gate_forward(
+    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
+) -> Tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.norm_gate_forward` as a fused kernel."""
     u = u.contiguous()
     channels = int(u.shape[-1])
@@ -134,16 +176,35 @@ def norm_gate_forward(u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: T
     block, tile = _block(channels)
     rows = u.numel() // channels
     with on_device(u):
-        wrap_triton(_forward, u)[(triton.cdiv(rows, tile // block), )](
-            u, gate, weight.contiguous(), bias.contiguous(), y, mean, rstd, eps, rows, stride,
-            channels, block, tile)
+        wrap_triton(_forward, u)[(triton.cdiv(rows, tile // block),)](
+            u,
+            gate,
+            weight.contiguous(),
+            bias.contiguous(),
+            y,
+            mean,
+            rstd,
+            eps,
+            rows,
+            stride,
+            channels,
+            block,
+            tile,
+        )
     return y, mean, rstd
 
 
-@operator('norm_gate_backward', mutates_args=('dgate', ))
-def _norm_gate_backward(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: Tensor,
-                        bias: Tensor, mean: Tensor, rstd: Tensor,
-                        dgate: Optional[Tensor]) -> Tuple[Tensor, Tensor]:
+@operator('norm_gate_backward', mutates_args=('dgate',))
+def _norm_gate_backward(
+    dy: Tensor,
+    u: Tensor,
+    gate: Optional[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dgate: Optional[Tensor],
+) -> Tuple[Tensor, Tensor]:
     """du, and the gradients of weight and bias, (2, C) in float32. Writes dgate."""
     dy, u = dy.contiguous(), u.contiguous()
     channels = int(u.shape[-1])
@@ -162,21 +223,45 @@ def _norm_gate_backward(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: T
     programs = triton.cdiv(rows, tiles * (tile // block))
     sums = u.new_empty((programs, 2, channels), dtype=torch.float32)
     with on_device(u):
-        wrap_triton(_backward, u)[(programs, )](
-            dy, u, gate, weight.contiguous(), bias.contiguous(), mean, rstd, du, dgate, sums, rows,
-            tiles, stride, dgate_stride, channels, block, tile)
+        wrap_triton(_backward, u)[(programs,)](
+            dy,
+            u,
+            gate,
+            weight.contiguous(),
+            bias.contiguous(),
+            mean,
+            rstd,
+            du,
+            dgate,
+            sums,
+            rows,
+            tiles,
+            stride,
+            dgate_stride,
+            channels,
+            block,
+            tile,
+        )
     return du, sums.sum(0)
 
 
-def norm_gate_backward(dy: Tensor, u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor,
-                       mean: Tensor, rstd: Tensor, dgate_out: Optional[Tensor]
-                       ) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+def norm_gate_backward(
+    dy: Tensor,
+    u: Tensor,
+    gate: Optional[Tensor],
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    dgate_out: Optional[Tensor],
+) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
     """:func:`mmhcnet.ops.norm_gate_backward` as a fused kernel."""
     dgate = None
     if gate is not None:
         direct = dgate_out is not None and _row_stride(dgate_out) is not None
-        dgate = dgate_out if direct else torch.empty_like(
-            gate, memory_format=torch.contiguous_format)
+        dgate = (
+            dgate_out if direct else torch.empty_like(gate, memory_format=torch.contiguous_format)
+        )
     du, affine = _norm_gate_backward(dy, u, gate, weight, bias, mean, rstd, dgate)
     if dgate is not None and dgate_out is not None and dgate is not dgate_out:
         dgate = dgate_out.copy_(dgate)

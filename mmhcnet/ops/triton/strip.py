@@ -9,6 +9,7 @@ memory and else from the caches, nothing is exchanged between threads, and sums 
 reduction in a program. The next row is on its way while one is worked on. How many columns: more
 cost registers, fewer cost reads; maps of a 224² image are 56, 28, 14 and 7 wide.
 """
+
 import functools
 from typing import NamedTuple, Tuple
 
@@ -28,14 +29,22 @@ class Strips(NamedTuple):
     the constants of a kernel: channels of a block, samples of a program, columns of a strip, and
     whether all strips have as many.
     """
+
     grid: Tuple[int]
     of_sample: int
     rows: int
     layout: Tuple[int, int, int, bool]
 
 
-def _strips(batch: int, channels: int, height: int, width: int, columns: Tuple[int, ...],
-            programs: int, least_rows: int) -> Strips:
+def _strips(
+    batch: int,
+    channels: int,
+    height: int,
+    width: int,
+    columns: Tuple[int, ...],
+    programs: int,
+    least_rows: int,
+) -> Strips:
     check_size(batch, channels, height, width)
     block = min(_LANES, channels & -channels)
     samples = _LANES // block
@@ -44,12 +53,15 @@ def _strips(batch: int, channels: int, height: int, width: int, columns: Tuple[i
     columns = min(columns, key=lambda n: triton.cdiv(width, n) * n)
     beside = triton.cdiv(width, columns) * triton.cdiv(channels, block) * (batch // samples)
     rows = height
-    while (triton.cdiv(rows, 2) >= least_rows
-           and beside * triton.cdiv(height, rows) < programs):
+    while triton.cdiv(rows, 2) >= least_rows and beside * triton.cdiv(height, rows) < programs:
         rows = triton.cdiv(rows, 2)
     below = triton.cdiv(height, rows)
-    return Strips((beside * below, ), triton.cdiv(width, columns) * below, rows,
-                  (block, samples, columns, width % columns == 0))
+    return Strips(
+        (beside * below,),
+        triton.cdiv(width, columns) * below,
+        rows,
+        (block, samples, columns, width % columns == 0),
+    )
 
 
 _cached_strips = functools.lru_cache(maxsize=None)(_strips)
@@ -73,13 +85,18 @@ def strips(x: Tensor, columns: Tuple[int, ...], programs: int, least_rows: int) 
     channels = int(channels)
     block, rows = min(_LANES, triton.next_power_of_2(channels)), 2 * least_rows
     of_sample = triton.cdiv(width, columns[0]) * triton.cdiv(height, rows)
-    return Strips((of_sample * triton.cdiv(channels, block) * batch, ), of_sample, rows,
-                  (block, 1, columns[0], False))
+    return Strips(
+        (of_sample * triton.cdiv(channels, block) * batch,),
+        of_sample,
+        rows,
+        (block, 1, columns[0], False),
+    )
 
 
 @triton.jit
-def place(H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr,
-          COLUMNS: tl.constexpr):
+def place(
+    H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexpr, COLUMNS: tl.constexpr
+):
     """Of this program: samples, strips among those of all samples, first row, column, channels.
 
     Samples, strips and channels are those of every lane.
@@ -97,8 +114,9 @@ def place(H, W, rows, C: tl.constexpr, BLOCK: tl.constexpr, SAMPLES: tl.constexp
 
 
 @triton.jit
-def load_row(x, i, j, c, stop, W, C: tl.constexpr, N: tl.constexpr, MARGIN: tl.constexpr,
-             WHOLE: tl.constexpr):
+def load_row(
+    x, i, j, c, stop, W, C: tl.constexpr, N: tl.constexpr, MARGIN: tl.constexpr, WHOLE: tl.constexpr
+):
     """x[i, j:j + N] of channels c in float32, one tensor a column; 0 outside and from row stop on.
 
     N includes a MARGIN on either side. With WHOLE strips only the margins can be outside.
@@ -112,7 +130,7 @@ def load_row(x, i, j, c, stop, W, C: tl.constexpr, N: tl.constexpr, MARGIN: tl.c
         if (not WHOLE or n < MARGIN) or n >= N - MARGIN:
             mask = exists & (j + n >= 0) & (j + n < W)
         # n * C is added last: a constant, which costs no instruction.
-        row = row + (tl.load(first + n * C, mask=mask, other=0).to(tl.float32), )
+        row = row + (tl.load(first + n * C, mask=mask, other=0).to(tl.float32),)
     return row
 
 
