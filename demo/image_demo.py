@@ -7,9 +7,9 @@ import os
 import tempfile
 from argparse import Namespace
 from collections import Counter
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Callable, Dict, List, Optional, Tuple
 
 import mmcv
 import numpy as np
@@ -31,7 +31,7 @@ SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.ppm', '.tif', '.tiff', '.webp')
 MIN_EDGE = 256
 
 # Image file to picture, RGB, and what was found in a few words.
-Draw = Callable[[str], Tuple[np.ndarray, str]]
+Draw = Callable[[str], tuple[np.ndarray, str]]
 
 
 def parse_args() -> Namespace:
@@ -56,7 +56,7 @@ def parse_args() -> Namespace:
     return parser.parse_args()
 
 
-def find_images(path: str) -> List[str]:
+def find_images(path: str) -> list[str]:
     """The image, or those in the folder."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"no image or folder '{path}'")
@@ -68,7 +68,7 @@ def find_images(path: str) -> List[str]:
     return files
 
 
-def class_names(cfg: Config, meta: Optional[dict]) -> dict:
+def class_names(cfg: Config, meta: dict | None) -> dict:
     """Classes and palette from the checkpoint, or else of the config's data, which may be absent.
 
     A converted checkpoint has none, and mmdet and mmseg would take those of COCO and Cityscapes.
@@ -79,12 +79,12 @@ def class_names(cfg: Config, meta: Optional[dict]) -> dict:
     return {key: dataset.metainfo[key] for key in ('classes', 'palette') if key in dataset.metainfo}
 
 
-def compile_model(model: nn.Module, cfg: Config, mode: Optional[str]) -> None:
+def compile_model(model: nn.Module, cfg: Config, mode: str | None) -> None:
     if mode is not None:
         compile_blocks(model, varying_step(cfg, 'test') is not None, graphs=mode == 'graphs')
 
 
-def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
+def open_classifier(cfg: Config, args: Namespace, meta: dict | None) -> Draw:
     from mmpretrain import ImageClassificationInferencer
 
     inferencer = ImageClassificationInferencer(
@@ -95,7 +95,7 @@ def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
         next(step for step in cfg.test_dataloader.dataset.pipeline if 'Load' in str(step['type']))
     )
 
-    def draw(path: str) -> Tuple[np.ndarray, str]:
+    def draw(path: str) -> tuple[np.ndarray, str]:
         # Through the config's own step: the inferencer reads colours whatever the model takes.
         found = inferencer.forward(
             next(iter(inferencer.preprocess([load(dict(img_path=path))['img']])))
@@ -113,7 +113,7 @@ def open_classifier(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     return draw
 
 
-def prepared(inferencer, cfg: Config, args: Namespace, meta: Optional[dict]) -> list:
+def prepared(inferencer, cfg: Config, args: Namespace, meta: dict | None) -> list:
     """The class names of an inferencer of mmdet or mmseg, now quiet and compiled."""
     compile_model(inferencer.model, cfg, args.compile)
     inferencer.show_progress = False
@@ -122,14 +122,14 @@ def prepared(inferencer, cfg: Config, args: Namespace, meta: Optional[dict]) -> 
     return inferencer.model.dataset_meta['classes']
 
 
-def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
+def open_detector(cfg: Config, args: Namespace, meta: dict | None) -> Draw:
     from mmdet.apis import DetInferencer
 
     inferencer = DetInferencer(cfg, args.checkpoint, device=args.device)
     names = prepared(inferencer, cfg, args, meta)
     inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
 
-    def draw(path: str) -> Tuple[np.ndarray, str]:
+    def draw(path: str) -> tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True, pred_score_thr=args.score_thr)
         (found,) = result['predictions']
         kept = [
@@ -146,13 +146,13 @@ def open_detector(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
     return draw
 
 
-def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
+def open_segmentor(cfg: Config, args: Namespace, meta: dict | None) -> Draw:
     from mmseg.apis import MMSegInferencer
 
     inferencer = MMSegInferencer(cfg, args.checkpoint, device=args.device)
     names = prepared(inferencer, cfg, args, meta)
 
-    def draw(path: str) -> Tuple[np.ndarray, str]:
+    def draw(path: str) -> tuple[np.ndarray, str]:
         result = inferencer(path, return_vis=True)
         # Of a single map after a sigmoid they are numbers with a point.
         labels, pixels = np.unique(result['predictions'].astype(int), return_counts=True)
@@ -167,7 +167,7 @@ def open_segmentor(cfg: Config, args: Namespace, meta: Optional[dict]) -> Draw:
 OPEN = {'mmpretrain': open_classifier, 'mmdet': open_detector, 'mmseg': open_segmentor}
 
 
-def prepare(args: Namespace) -> Tuple[Dict[str, str], Draw]:
+def prepare(args: Namespace) -> tuple[dict[str, str], Draw]:
     """The picture to write for every image, and what draws it."""
     images = find_images(args.image)
     if args.out_file and os.path.isdir(args.image):

@@ -7,7 +7,7 @@ cannot be imported.
 """
 
 from importlib import import_module
-from typing import Any, List
+from typing import Any
 
 from .version import __version__
 
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
 
 
-def __dir__() -> List[str]:
+def __dir__() -> list[str]:
     return sorted({*globals(), *__all__, *_MODULES})

@@ -9,9 +9,10 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import distributions
-from typing import Dict, Iterator, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 from mmhcnet.stacks import BUILD_TOOLS, STACKS
 
@@ -62,8 +63,8 @@ def advised_imports() -> Iterator[None]:
 class Facts(NamedTuple):
     """What is known of an environment."""
 
-    versions: Dict[str, str]  # of each distribution, by its normalised name
-    failures: Dict[str, str]  # the error of each import that fails
+    versions: dict[str, str]  # of each distribution, by its normalised name
+    failures: dict[str, str]  # the error of each import that fails
 
 
 class Finding(NamedTuple):
@@ -76,7 +77,7 @@ class Finding(NamedTuple):
 # Collecting facts
 
 
-def installed_versions() -> Dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """{normalised name of a distribution: its version}; of two copies the one that is imported."""
     versions = {}
     for distribution in distributions():
@@ -86,7 +87,7 @@ def installed_versions() -> Dict[str, str]:
     return versions
 
 
-def failing_imports(names: Sequence[str]) -> Dict[str, str]:
+def failing_imports(names: Sequence[str]) -> dict[str, str]:
     """{name: error} of the modules among ``names`` that cannot be imported."""
     failures = {}
     left = list(names)
@@ -107,12 +108,12 @@ def failing_imports(names: Sequence[str]) -> Dict[str, str]:
 # Checks
 
 
-def _number(version: str) -> List[int]:
+def _number(version: str) -> list[int]:
     """'2.10.0+cpu' -> [2, 10, 0]"""
     return [int(part) for part in re.findall(r'\d+', version.partition('+')[0])[:3]]
 
 
-def _stack(versions: Dict[str, str]) -> str:
+def _stack(versions: dict[str, str]) -> str:
     """The stack that most of its packages are there of."""
     return max(
         STACKS, key=lambda stack: sum(name in versions for name, _ in STACKS[stack].values())
@@ -274,7 +275,7 @@ CHECKS = (
 )
 
 
-def examine(facts: Facts) -> List[Finding]:
+def examine(facts: Facts) -> list[Finding]:
     """All findings, each once; a failing import that no check explains is one by itself."""
     findings = [finding for check in CHECKS for finding in check(facts)]
     if not findings:
@@ -283,8 +284,8 @@ def examine(facts: Facts) -> List[Finding]:
                 findings.append(
                     Finding(
                         f'import {name} fails: {" ".join(error.split())}',
-                        f'no command that fixes it is known here; python -c "import {name}" shows it '
-                        'whole',
+                        f'no command that fixes it is known here; python -c "import {name}" shows '
+                        'the whole of it',
                     )
                 )
     return list(dict.fromkeys(findings))

@@ -4,7 +4,6 @@ import difflib
 import importlib.util
 from typing import Any
 
-
 # EX_TEMPFAIL of sysexits.h, try again later: a signal has ended the run.
 EXIT_PREEMPTED = 75
 

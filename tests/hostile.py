@@ -91,7 +91,7 @@ HOSTILE = {
     'io.open': lambda made: Call(io.FileIO, made, 'w'),
     'codecs.open': lambda made: Call(codecs.open, made, 'w'),
     'subprocess': lambda made: Call(subprocess.check_call, ['touch', made]),
-    'pathlib': lambda made: Call(getattr(pathlib.Path, 'mkdir'), pathlib.Path(made)),
+    'pathlib': lambda made: Call(pathlib.Path.mkdir, pathlib.Path(made)),
     'shutil': lambda made: Call(shutil.copytree, str(pathlib.Path(made).parent / 'bait'), made),
     'runpy': lambda made: Call(runpy.run_path, str(pathlib.Path(made).parent / 'bait.py')),
     'numpy.savetxt': lambda made: Call(np.savetxt, made, [1]),

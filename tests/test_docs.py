@@ -51,7 +51,7 @@ def test_every_block_is_marked(block):
         assert 'tests/' in block.mark
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def usage(script):
     done = subprocess.run(
         [sys.executable, script, '--help'], cwd=ROOT, capture_output=True, text=True, timeout=120

@@ -16,13 +16,13 @@ from mmhcnet.stacks import STACKS, UNASKED
 from .conftest import ROOT
 
 LEGACY = {
-    **{name: version for name, version in STACKS['openmmlab'].values()},
+    **dict(STACKS['openmmlab'].values()),
     'torch': '2.1.2',
     'torchvision': '0.16.2',
     'numpy': '1.26.4',
 }
 ONEDL = {
-    **{name: version for name, version in STACKS['onedl'].values()},
+    **dict(STACKS['onedl'].values()),
     'torch': '2.10.0',
     'torchvision': '0.25.0',
     'numpy': '2.2.6',
@@ -87,8 +87,8 @@ def test_nothing_is_wrong_with_either_stack(versions):
         (
             {**LEGACY, 'mmcv': '2.2.0'},
             {
-                'mmdet.models': 'AssertionError: MMCV==2.2.0 is used but incompatible. Please install '
-                'mmcv>=2.0.0rc4, <2.2.0.'
+                'mmdet.models': 'AssertionError: MMCV==2.2.0 is used but incompatible. Please '
+                'install mmcv>=2.0.0rc4, <2.2.0.'
             },
             'mmcv 2.2.0 is not one',
             r'"setuptools<70" .* --no-build-isolation .* mmcv==2\.1\.0$',
@@ -96,8 +96,8 @@ def test_nothing_is_wrong_with_either_stack(versions):
         (
             {**LEGACY, 'mmengine': '0.6.0'},
             {
-                'mmdet.models': 'AssertionError: MMEngine==0.6.0 is used but incompatible. Please install '
-                'mmengine>=0.7.1, <1.0.0.'
+                'mmdet.models': 'AssertionError: MMEngine==0.6.0 is used but incompatible. Please '
+                'install mmengine>=0.7.1, <1.0.0.'
             },
             'mmengine 0.6.0 is not one',
             r'^pip install mmengine==0\.10\.7$',
@@ -258,9 +258,8 @@ def pretended(tmp_path):
 
 
 DOCTOR = ('-m', 'mmhcnet.doctor')
-WORKING = {
-    name: ''
-    for name in (
+WORKING = dict.fromkeys(
+    (
         'torch',
         'torchvision',
         'cv2',
@@ -273,8 +272,9 @@ WORKING = {
         'mmseg.models',
         'mmpretrain',
         'mmpretrain.models',
-    )
-}
+    ),
+    '',
+)
 PRESENT = {name: ONEDL[name] for name in ('onedl-mmengine', 'onedl-mmcv', 'torch', 'torchvision')}
 
 

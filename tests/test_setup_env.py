@@ -494,10 +494,10 @@ def test_what_was_started_ends_with_the_set_up(module, steps, monkeypatch, tmp_p
 
 def test_second_set_up_waits_for_the_first(module, tmp_path):
     code = (
-        'import importlib.util as u; s = u.spec_from_file_location("m", {!r}); '
+        f'import importlib.util as u; s = u.spec_from_file_location("m", {str(SCRIPT)!r}); '
         'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
-        'with m.locked_log({!r}): print("in", flush=True)'
-    ).format(str(SCRIPT), str(tmp_path))
+        f'with m.locked_log({str(tmp_path)!r}): print("in", flush=True)'
+    )
     with module.locked_log(str(tmp_path)):
         second = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
         assert 'waiting' in second.stdout.readline()

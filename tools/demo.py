@@ -9,10 +9,11 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -33,9 +34,9 @@ class Task(NamedTuple):
 
     name: str
     config: str
-    metrics: Dict[str, str]
+    metrics: dict[str, str]
     out: str
-    tiles: Callable[[Path], List[Image.Image]]
+    tiles: Callable[[Path], list[Image.Image]]
 
 
 def load_tile(path: str) -> Image.Image:
@@ -51,7 +52,7 @@ def label(tile: Image.Image, xy, text: str, colour) -> None:
     draw.text((xy[0] + dx, xy[1] + dy), text, fill=colour, font=FONT)
 
 
-def classified(out: Path) -> List[Image.Image]:
+def classified(out: Path) -> list[Image.Image]:
     tiles = []
     results = pickle.loads(out.read_bytes())
     for result in results[:: len(results) // 12][:12]:
@@ -68,7 +69,7 @@ def classified(out: Path) -> List[Image.Image]:
     return tiles
 
 
-def detected(out: Path) -> List[Image.Image]:
+def detected(out: Path) -> list[Image.Image]:
     from pycocotools import mask as coco_mask
 
     tiles = []
@@ -94,7 +95,7 @@ def detected(out: Path) -> List[Image.Image]:
     return tiles
 
 
-def segmented(out: Path) -> List[Image.Image]:
+def segmented(out: Path) -> list[Image.Image]:
     tiles = []
     palette = np.array([(0, 0, 0), *COLOURS], dtype=np.uint8)
     for path in sorted(out.glob('*.png'))[:8]:
@@ -160,7 +161,7 @@ def run(name: str, log: Path, threads: int, *command) -> None:
         sys.exit(f'{name} failed; the end of {log}:\n\n{log.read_text()[-2000:]}')
 
 
-def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> Dict[str, str]:
+def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> dict[str, str]:
     """Train, test, draw; returns what goes into the table."""
     folder = work_dir / family / task.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +208,7 @@ def checkpoint(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text()
 
 
-def sheet(tiles: List[Image.Image]) -> Image.Image:
+def sheet(tiles: list[Image.Image]) -> Image.Image:
     rows = -(-len(tiles) // 4)
     canvas = Image.new('RGB', (4 * (TILE + GAP) + GAP, rows * (TILE + GAP) + GAP), 'white')
     for i, tile in enumerate(tiles):
@@ -216,8 +217,8 @@ def sheet(tiles: List[Image.Image]) -> Image.Image:
 
 
 def side_by_side(
-    tasks: List[Task], families: List[str], work_dir: Path
-) -> Dict[tuple, Dict[str, str]]:
+    tasks: list[Task], families: list[str], work_dir: Path
+) -> dict[tuple, dict[str, str]]:
     """Some tasks with each family; as many runs at a time as there are cores, up to all of them.
 
     Models as small as these gain little from a second core.

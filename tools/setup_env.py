@@ -475,9 +475,8 @@ def set_up(venv, stack):
             return
         write_state(venv, state)
         say(
-            'Making {} for Python {}, once: about 10 minutes on 2 cores. The output goes to {}.'.format(
-                venv, python, log.name
-            )
+            'Making {} for Python {}, once: about 10 minutes on 2 cores. '
+            'The output goes to {}.'.format(venv, python, log.name)
         )
         # Downloads are unpacked next to the environment: /tmp is often small, or kept in memory.
         temporary = os.path.join(venv, TEMPORARY)

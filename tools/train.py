@@ -2,7 +2,7 @@
 
 import copy
 from argparse import Namespace
-from typing import Callable
+from collections.abc import Callable
 
 from mmhcnet.doctor import advised_imports
 

@@ -3,7 +3,6 @@
 import hashlib
 import os
 import re
-from typing import Optional
 
 import torch
 from mmengine.dist import barrier, get_rank
@@ -17,7 +16,7 @@ from .formats import Refused, open_regular, read_plain
 _DIGEST = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8,64})\.\w+$')
 
 
-def digest_in(name: str) -> Optional[str]:
+def digest_in(name: str) -> str | None:
     """The first digits of the sha256 that a file name states, or None."""
     match = _DIGEST.search(name)
     return match and match[1]

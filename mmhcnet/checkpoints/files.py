@@ -10,14 +10,14 @@ import os
 import re
 import zipfile
 from pathlib import Path
-from typing import List, Optional, TextIO, Union
+from typing import TextIO
 
 from mmengine.fileio import LocalBackend, register_backend
 
 _CHUNK = 1 << 20
 
 
-def write_file(path: Union[str, Path], content: bytes) -> None:
+def write_file(path: str | Path, content: bytes) -> None:
     """Replace a file at one instant: before it is the old one, after it the complete new one.
 
     Raises:
@@ -54,12 +54,12 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def record_of(path: Union[str, Path]) -> Path:
+def record_of(path: str | Path) -> Path:
     """The file with a checkpoint's size, digest and run."""
     return Path(f'{path}.json')
 
 
-def read_record(path: Union[str, Path]) -> dict:
+def read_record(path: str | Path) -> dict:
     """What is recorded of a checkpoint; empty if there is no record."""
     try:
         # A pipe of that name would be waited for.
@@ -69,7 +69,7 @@ def read_record(path: Union[str, Path]) -> dict:
     return record if isinstance(record, dict) else {}
 
 
-def change_record(path: Union[str, Path], **changes: str) -> None:
+def change_record(path: str | Path, **changes: str) -> None:
     """Write something more into the record of a checkpoint."""
     write_file(record_of(path), json.dumps({**read_record(path), **changes}).encode())
 
@@ -78,7 +78,7 @@ class FolderInUse(Exception):
     """Another process writes to the folder."""
 
 
-def lock_folder(folder: Union[str, Path]) -> Optional[TextIO]:
+def lock_folder(folder: str | Path) -> TextIO | None:
     """Take a folder for this process, until the returned file is closed or the process ends.
 
     Returns:
@@ -117,11 +117,11 @@ class CheckpointBackend(LocalBackend):
         run (str, optional): Names the run that writes, in the records.
     """
 
-    def __init__(self, run: Optional[str] = None):
+    def __init__(self, run: str | None = None):
         super().__init__()
         self.run = run
 
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
+    def put(self, obj: bytes, filepath: str | Path) -> None:
         obj = bytes(obj)
         # Without a record a checkpoint is checked by its own checksums: so at no instant does a
         # record of other contents exist next to it.
@@ -130,12 +130,12 @@ class CheckpointBackend(LocalBackend):
         record = dict(size=len(obj), sha256=hashlib.sha256(obj).hexdigest(), run=self.run)
         write_file(record_of(filepath), json.dumps(record).encode())
 
-    def remove(self, filepath: Union[str, Path]) -> None:
+    def remove(self, filepath: str | Path) -> None:
         super().remove(filepath)
         record_of(filepath).unlink(missing_ok=True)
 
 
-def fault_of(path: Union[str, Path]) -> Optional[str]:
+def fault_of(path: str | Path) -> str | None:
     """Why a checkpoint cannot be intact, or None.
 
     With a record, size and sha256 must agree with it. Without one, every checksum in the file
@@ -162,7 +162,7 @@ def fault_of(path: Union[str, Path]) -> Optional[str]:
         return f'it cannot be read ({error.strerror or error})'
 
 
-def remove_leftovers(folder: Union[str, Path], template: str) -> List[str]:
+def remove_leftovers(folder: str | Path, template: str) -> list[str]:
     """Remove the temporary files of killed writers of checkpoints; returns their names.
 
     Args:

@@ -1,7 +1,7 @@
 """Whether the weights of a checkpoint fit a model, and loading them: one answer for all."""
 
 import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -21,19 +21,19 @@ class Fit(NamedTuple):
     """How the weights of a state dict fit a model; names are those of the model's state dict."""
 
     # Loaded as they are, or resized by the model while it loaded them.
-    matched: List[str]
-    resized: List[str]
+    matched: list[str]
+    resized: list[str]
     # The model has them, and the state dict has not.
-    missing: List[str]
+    missing: list[str]
     # The reverse.
-    unexpected: List[str]
+    unexpected: list[str]
     # Name -> torch's message.
-    other_shape: Dict[str, str]
+    other_shape: dict[str, str]
     # Why the model refuses the whole state dict; then nothing was loaded.
-    refusal: Optional[str] = None
+    refusal: str | None = None
 
     @property
-    def fault(self) -> Optional[str]:
+    def fault(self) -> str | None:
         """What keeps the model from having all of its weights, and what to do; else None."""
         if self.refusal:
             return self.refusal
@@ -52,7 +52,7 @@ class Fit(NamedTuple):
         return f'{fault}. Give the config that it was trained with'
 
 
-def weights_of(checkpoint: dict, ema: bool = False) -> Dict[str, Tensor]:
+def weights_of(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
     """The weights in a checkpoint, without the prefix ``module.`` of a distributed run.
 
     Args:
@@ -90,7 +90,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def fit(model: nn.Module, weights: Dict[str, Tensor]) -> Fit:
+def fit(model: nn.Module, weights: dict[str, Tensor]) -> Fit:
     """Load weights into a model as far as they fit, and say what does not.
 
     The model's own loading decides, with what it resizes or refuses.
@@ -178,8 +178,8 @@ def use_pretrained(cfg: Config, checkpoint: str) -> None:
             + (
                 found.refusal
                 or (
-                    f"it needs keys 'backbone.*' of the same shapes, the file has {found_keys}, ... "
-                    "Weights as the papers' authors publish them go through "
+                    f"it needs keys 'backbone.*' of the same shapes, the file has {found_keys}, "
+                    "... Weights as the papers' authors publish them go through "
                     'tools/model_converters/official_to_mmhcnet.py first'
                 )
             )

@@ -8,7 +8,7 @@ import os
 import stat
 import sys
 import zipfile
-from typing import Any, BinaryIO, Dict, Tuple
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ def _size(file: BinaryIO) -> int:
     return os.fstat(file.fileno()).st_size
 
 
-def read_safetensors(file: BinaryIO) -> Dict[str, Tensor]:
+def read_safetensors(file: BinaryIO) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
@@ -122,7 +122,7 @@ class Archive:
             raise Damaged(f"its part '{name}' is missing")
         return self.zip.read(self.entries[name])
 
-    def check(self, stated: Dict[str, Tuple[torch.dtype, int]]) -> None:
+    def check(self, stated: dict[str, tuple[torch.dtype, int]]) -> None:
         """Make sure that the storages are there and of the sizes that the pickle states.
 
         Not every version of torch does, and some then read past the end.
@@ -132,7 +132,7 @@ class Archive:
             if entry is None or entry.file_size != count * width(dtype):
                 raise Damaged(f'the storage {key} is missing or not of the size that is stated')
 
-    def storages(self, stated: Dict[str, Tuple[torch.dtype, int]]) -> Dict[str, Tensor]:
+    def storages(self, stated: dict[str, tuple[torch.dtype, int]]) -> dict[str, Tensor]:
         """The numbers."""
         found = {}
         for key, (dtype, count) in stated.items():
@@ -149,9 +149,9 @@ def _numbers(file: BinaryIO, dtype: torch.dtype, count: int) -> Tensor:
     return raw != 0 if dtype == torch.bool else raw.view(dtype)
 
 
-def _stated(file: BinaryIO, lenient: bool) -> Dict[str, Tuple[torch.dtype, int]]:
+def _stated(file: BinaryIO, lenient: bool) -> dict[str, tuple[torch.dtype, int]]:
     """Reads a pickle without any storage, and returns which ones it asks for."""
-    stated: Dict[str, Tuple[torch.dtype, int]] = {}
+    stated: dict[str, tuple[torch.dtype, int]] = {}
 
     def storage_of(key: str, dtype: torch.dtype, count: int) -> Tensor:
         if stated.setdefault(key, (dtype, count)) != (dtype, count):
@@ -162,7 +162,7 @@ def _stated(file: BinaryIO, lenient: bool) -> Dict[str, Tuple[torch.dtype, int]]
     return stated
 
 
-def _made(file: BinaryIO, storages: Dict[str, Tensor], device: Any, lenient: bool) -> Any:
+def _made(file: BinaryIO, storages: dict[str, Tensor], device: Any, lenient: bool) -> Any:
     """The contents of a pickle."""
     placed = {key: storage.to(device) for key, storage in storages.items()}
     unpickler = InertUnpickler(lambda key, dtype, count: placed[key], lenient)

@@ -3,9 +3,10 @@
 import os
 import re
 import uuid
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional, Set, TextIO, Tuple
+from typing import Any, TextIO
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
@@ -75,21 +76,21 @@ class CheckpointHook(_CheckpointHook):
         if self.backend_args is None and self.file_client_args is None:
             self.backend_args = dict(backend='mmhcnet.checkpoint')
         # What could not be written at the last try -> why.
-        self._write_errors: Dict[str, str] = {}
+        self._write_errors: dict[str, str] = {}
         # Objects that are not plain data, as already warned of.
-        self._objects: List[str] = []
+        self._objects: list[str] = []
         # Paths of what this process wrote; numbers of the checkpoints that the run has on the disk,
         # oldest first; of each how many training steps had succeeded before it.
-        self._wrote: Set[str] = set()
-        self._steps: List[int] = []
-        self._succeeded: Dict[int, int] = {}
-        self._lock: Optional[TextIO] = None
+        self._wrote: set[str] = set()
+        self._steps: list[int] = []
+        self._succeeded: dict[int, int] = {}
+        self._lock: TextIO | None = None
 
     def before_run(self, runner: Runner) -> None:
         # The runner loads right after this stage.
         if not runner._resume:
             return
-        found: List[Optional[str]] = [None, None]
+        found: list[str | None] = [None, None]
         if is_main_process():
             found = list(self._choose(runner))
         broadcast_object_list(found)
@@ -99,7 +100,7 @@ class CheckpointHook(_CheckpointHook):
         runner._load_from = path
         runner._resume = path is not None
 
-    def _choose(self, runner: Runner) -> Tuple[Optional[str], Optional[str]]:
+    def _choose(self, runner: Runner) -> tuple[str | None, str | None]:
         """The checkpoint to resume from, or None to start from scratch; and why there is none."""
         if runner._load_from is not None:
             fault = None if '://' in runner._load_from else fault_of(runner._load_from)
@@ -167,7 +168,7 @@ class CheckpointHook(_CheckpointHook):
             hub['log_scalars'] = with_logs(hub['log_scalars'])
 
     @staticmethod
-    def _check_resumed(runner: Runner, lacks: List[str]) -> None:
+    def _check_resumed(runner: Runner, lacks: list[str]) -> None:
         if lacks:
             raise UserError(
                 f"cannot resume from '{runner._load_from}': it holds weights only (no "
@@ -286,7 +287,7 @@ class CheckpointHook(_CheckpointHook):
         return path in self._wrote or self._local and read_record(path).get('run') == self._run
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         super().after_train_iter(runner, batch_idx, data_batch, outputs)
         # More than were asked for are there until the newest is proved.
@@ -315,7 +316,7 @@ class CheckpointHook(_CheckpointHook):
                 return hook.succeeded - self._succeeded.get(step, 0) >= hook.max_in_a_row
         return True
 
-    def doubt_unproved(self, runner: Runner) -> Optional[str]:
+    def doubt_unproved(self, runner: Runner) -> str | None:
         """Mark the checkpoints that may hold ruined weights, so that no run resumes from them.
 
         Returns:
@@ -382,7 +383,7 @@ class CheckpointHook(_CheckpointHook):
                 self._remove(self._path(step))
         self._steps = stay
 
-    def save_now(self, runner: Runner) -> Optional[str]:
+    def save_now(self, runner: Runner) -> str | None:
         """Write a checkpoint after an iteration, whenever it is; returns the path if that worked.
 
         In a run that saves by epochs it stays next to the others until the next of them is written.

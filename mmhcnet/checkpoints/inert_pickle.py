@@ -8,7 +8,8 @@ what each known name stands for: functions of this package, which return new pla
 import collections
 import pickletools
 import re
-from typing import Any, BinaryIO, Callable, Dict, List, Optional, Tuple
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -123,7 +124,7 @@ def _dict(*args: Any) -> dict:
 
 # What torch's own reader has to be told. No entry is a function or class of another library, so
 # that nothing which a file sets lasts.
-STAND_INS: Dict[str, Any] = {
+STAND_INS: dict[str, Any] = {
     'builtins.getattr': _statistic,
     'builtins.dict': _dict,
     'builtins.list': lambda values=(): [*values] if isinstance(values, (list, tuple)) else [],
@@ -198,12 +199,12 @@ def _parameter(data: Tensor, requires_grad: bool, *hooks: Any) -> torch.nn.Param
     return torch.nn.Parameter(data, requires_grad=bool(requires_grad))
 
 
-def _device(kind: str, index: Optional[int] = None) -> torch.device:
+def _device(kind: str, index: int | None = None) -> torch.device:
     return torch.device(kind) if index is None else torch.device(kind, index)
 
 
 # Name -> function of this package, of plain values, that returns a new one.
-MADE: Dict[str, Callable] = {
+MADE: dict[str, Callable] = {
     **STAND_INS,
     **dict.fromkeys(_TENSORS[:3], _tensor),
     _TENSORS[3]: _parameter,
@@ -257,9 +258,9 @@ class InertUnpickler:
             Refused: It holds something else than plain data.
             Damaged: It is not such a pickle.
         """
-        self.stack: List[Any] = []
-        self.marks: List[List[Any]] = []
-        self.memo: Dict[int, Any] = {}
+        self.stack: list[Any] = []
+        self.marks: list[list[Any]] = []
+        self.memo: dict[int, Any] = {}
         for instruction, argument, _ in pickletools.genops(file):
             if instruction.name == 'STOP':
                 return self.stack.pop()
@@ -276,7 +277,7 @@ class InertUnpickler:
         self.marks.append(self.stack)
         self.stack = []
 
-    def _since_mark(self) -> List[Any]:
+    def _since_mark(self) -> list[Any]:
         items, self.stack = self.stack, self.marks.pop()
         return items
 
@@ -290,7 +291,7 @@ class InertUnpickler:
     def _put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
-    def _extend(self, items: List[Any]) -> None:
+    def _extend(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is list:
             target.extend(items)
@@ -301,7 +302,7 @@ class InertUnpickler:
         item = self.stack.pop()
         self._extend([item])
 
-    def _set_items(self, items: List[Any]) -> None:
+    def _set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) is Opaque:
             return
@@ -368,7 +369,7 @@ class InertUnpickler:
             raise Refused(f'a storage of the type {kind}')
         self.stack.append(self.storage_of(str(key), _STORAGES[kind], count))
 
-    _STEPS: Dict[str, Callable] = {
+    _STEPS: dict[str, Callable] = {
         'PROTO': lambda self, _: None,
         'MARK': _mark,
         'NONE': _push,
@@ -411,7 +412,7 @@ class InertUnpickler:
     }
 
 
-def settled(value: Any, known: Optional[Dict[int, Tuple[Any, Any]]] = None) -> Any:
+def settled(value: Any, known: dict[int, tuple[Any, Any]] | None = None) -> Any:
     """The same with new containers, and numpy arrays and logs where their stand-ins are.
 
     Args:

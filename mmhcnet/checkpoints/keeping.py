@@ -1,9 +1,9 @@
 """Which checkpoints of a run stay on the disk."""
 
-from typing import Callable, List, Sequence
+from collections.abc import Callable, Sequence
 
 
-def kept(steps: Sequence[int], number: int, proved: Callable[[int], bool]) -> List[int]:
+def kept(steps: Sequence[int], number: int, proved: Callable[[int], bool]) -> list[int]:
     """Steps whose checkpoints stay.
 
     Besides the newest ones, that is the newest that is proved good by what came after it, because a

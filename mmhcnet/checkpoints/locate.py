@@ -3,7 +3,6 @@
 import os
 import re
 from pathlib import Path
-from typing import List, Optional, Tuple
 
 from mmengine.config import Config
 from torch import Tensor
@@ -17,7 +16,7 @@ from .reader import load_local
 NAMES = ('epoch_{}.pth', 'iter_{}.pth')
 
 
-def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
+def numbered(folder: str, names: tuple[str, ...]) -> list[Path]:
     """Checkpoints in a folder, newest first.
 
     Args:
@@ -35,7 +34,7 @@ def numbered(folder: str, names: Tuple[str, ...]) -> List[Path]:
     return [path for _, _, path in sorted(found, reverse=True)]
 
 
-def _ruin_of(path: Path) -> Optional[str]:
+def _ruin_of(path: Path) -> str | None:
     """Which weight of an intact checkpoint is not finite, in a sentence, or None."""
     # What this package writes it has looked at.
     if 'run' in read_record(path):
@@ -56,7 +55,7 @@ def _ruin_of(path: Path) -> Optional[str]:
     return name and f"its weight '{name}' is not finite"
 
 
-def newest_intact(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], List[str]]:
+def newest_intact(folder: str, names: tuple[str, ...]) -> tuple[Path | None, list[str]]:
     """The newest checkpoint in a folder that is intact and of finite weights, and what was
     passed over.
 
@@ -73,8 +72,8 @@ def newest_intact(folder: str, names: Tuple[str, ...]) -> Tuple[Optional[Path], 
 
 
 def place_of(
-    work_dir: str, out_dir: Optional[str] = None, filename_tmpl: Optional[str] = None
-) -> Tuple[str, Tuple[str, ...]]:
+    work_dir: str, out_dir: str | None = None, filename_tmpl: str | None = None
+) -> tuple[str, tuple[str, ...]]:
     """The folder of a run's checkpoints, and their names with ``{}`` for the number.
 
     Args:
@@ -87,7 +86,7 @@ def place_of(
     return folder, (filename_tmpl, *NAMES) if filename_tmpl else NAMES
 
 
-def resume_of_attempt(cfg: Config, resume: Optional[str]) -> Optional[str]:
+def resume_of_attempt(cfg: Config, resume: str | None) -> str | None:
     """The value of ``--resume`` for this attempt of torchrun (``MAX_RESTARTS``).
 
     The first attempt does what the command says, a later one goes on from the newest checkpoint of

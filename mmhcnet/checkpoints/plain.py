@@ -1,7 +1,7 @@
 """What a checkpoint holds, as plain data: any program reads it with ``weights_only=True``."""
 
 import collections
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from mmengine.logging import HistoryBuffer
 _LOG = ('log_history', 'count_history', 'max_length')
 
 
-def plain(value: Any, where: str = '') -> Tuple[Any, List[str]]:
+def plain(value: Any, where: str = '') -> tuple[Any, list[str]]:
     """A value without objects of other libraries, and where objects are left that stay as they are.
 
     Numbers and arrays of numpy become Python's, mmengine's logs dicts of tensors (:func:`with_logs`
@@ -20,7 +20,7 @@ def plain(value: Any, where: str = '') -> Tuple[Any, List[str]]:
         value: What is to be saved; left as it is.
         where (str): Its place, for the second result: 'PLACE: TYPE' of each object.
     """
-    objects: List[str] = []
+    objects: list[str] = []
 
     def inside(key: Any, item: Any) -> Any:
         found, left = plain(item, f'{where}.{key}' if where else str(key))
@@ -69,7 +69,7 @@ def plain(value: Any, where: str = '') -> Tuple[Any, List[str]]:
     return value, [f'{where}: {type(value).__name__}']
 
 
-def with_logs(log_scalars: Dict[str, Any]) -> Dict[str, Any]:
+def with_logs(log_scalars: dict[str, Any]) -> dict[str, Any]:
     """mmengine's logs of scalars as its message hub takes them from a checkpoint."""
     return {
         name: HistoryBuffer(*(np.array(log[key]) for key in _LOG[:2]), int(log[_LOG[2]]))

@@ -6,8 +6,9 @@ it finds in a checkpoint: that text is left out.
 """
 
 import os
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, Dict, Optional
+from typing import Any
 
 import torch
 from mmengine.runner import CheckpointLoader
@@ -103,7 +104,7 @@ def load_local(path: str, map_location: Any = None, trust: bool = False) -> dict
     return checkpoint if trust else _without_programs(checkpoint)
 
 
-def _fault_of_weights(checkpoint: Any) -> Optional[str]:
+def _fault_of_weights(checkpoint: Any) -> str | None:
     weights = (
         checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, dict) else checkpoint
     )
@@ -143,7 +144,7 @@ def _load_named(
     map_location: Any = None,
     trust: bool = False,
     *,
-    models: Callable[[], Dict[str, str]],
+    models: Callable[[], dict[str, str]],
     owner: str,
 ) -> dict:
     name = name.split('://', 1)[1]
@@ -156,7 +157,7 @@ def _load_named(
     return load_local(os.path.join(_get_mmengine_home(), known[name]), map_location, trust)
 
 
-def _openmmlab_models() -> Dict[str, str]:
+def _openmmlab_models() -> dict[str, str]:
     known = get_external_models()
     return {
         **known,

@@ -5,8 +5,9 @@ for its 29 blocks. What surrounds them, as heads that work on lists of boxes, is
 """
 
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Iterator, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -38,9 +39,9 @@ class _Step:
     """Before each forward pass of a backbone with CUDA graphs: what the last one wrote is free."""
 
     def __init__(self):
-        self.size: Optional[Tuple[int, int]] = None
+        self.size: tuple[int, int] | None = None
 
-    def __call__(self, backbone: nn.Module, inputs: Tuple[Tensor, ...]) -> None:
+    def __call__(self, backbone: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         size = tuple(inputs[0].shape[2:])
         if self.size not in (None, size):
             raise UserError(
@@ -51,7 +52,7 @@ class _Step:
         torch.compiler.cudagraph_mark_step_begin()
 
 
-def backbones_of(model: nn.Module) -> List[HierarchicalBackbone]:
+def backbones_of(model: nn.Module) -> list[HierarchicalBackbone]:
     """The HcNets and VHeats in a model, whatever wraps them.
 
     Raises:
@@ -69,7 +70,7 @@ def backbones_of(model: nn.Module) -> List[HierarchicalBackbone]:
 
 def compile_blocks(
     model: nn.Module, dynamic: bool = False, graphs: bool = False
-) -> List[RemovableHandle]:
+) -> list[RemovableHandle]:
     """Lets the blocks of all HcNets and VHeats in a model run compiled, from their next call on.
 
     Parameters, state dict and hooks stay as they are, and a copy of the model is not compiled.
@@ -146,7 +147,7 @@ def compiling() -> Iterator[Compilations]:
         callback_handler.remove_end_callback(compilations.end)
 
 
-def check_compile(mode: Optional[str], cfg: Config, split: str, device: str) -> None:
+def check_compile(mode: str | None, cfg: Config, split: str, device: str) -> None:
     """Make sure that ``--compile`` can do what it is asked for, by compiling a small function too.
 
     Args:
@@ -217,8 +218,8 @@ class CompileHook(Hook):
     def __init__(self, compilations: Compilations, graphs: bool):
         self.compilations = compilations
         self.graphs = graphs
-        self._handles: List[RemovableHandle] = []
-        self._logged: Optional[Compilation] = None
+        self._handles: list[RemovableHandle] = []
+        self._logged: Compilation | None = None
 
     def _compile(self, runner: Runner, split: str) -> None:
         for handle in self._handles:
@@ -256,14 +257,13 @@ class CompileHook(Hook):
             len(stage) for backbone in backbones_of(runner.model) for stage in backbone.stages
         )
         runner.logger.info(
-            '--compile: {} compilations for {} blocks took {:.1f} s{}'.format(
-                self._logged.graphs, blocks, self._logged.seconds, which
-            )
+            f'--compile: {self._logged.graphs} compilations for {blocks} blocks took '
+            f'{self._logged.seconds:.1f} s{which}'
         )
 
 
 @contextmanager
-def compiled(runner: Runner, mode: Optional[str]) -> Iterator[None]:
+def compiled(runner: Runner, mode: str | None) -> Iterator[None]:
     """Where a runner trains or tests with ``--compile``, or without it where mode is None.
 
     Raises:

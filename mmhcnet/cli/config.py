@@ -3,8 +3,9 @@
 import importlib.util
 import inspect
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Tuple
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -146,7 +147,7 @@ def _check_options(cfg: Config, options: dict) -> None:
             )
 
 
-def load_config(path: str, cfg_options: Optional[dict], work_dir: Optional[str]) -> Config:
+def load_config(path: str, cfg_options: dict | None, work_dir: str | None) -> Config:
     """A config with the options of the command line merged into it.
 
     The work directory is, in this order, ``work_dir``, the one in the config, or
@@ -297,7 +298,7 @@ def is_type(settings: dict, name: str) -> bool:
     ) == name
 
 
-def innermost_datasets(dataset: dict, key: str) -> Iterator[Tuple[str, dict]]:
+def innermost_datasets(dataset: dict, key: str) -> Iterator[tuple[str, dict]]:
     """The innermost datasets below wrappers such as RepeatDataset and ConcatDataset."""
     if 'dataset' in dataset:
         yield from innermost_datasets(dataset['dataset'], f'{key}.dataset')
@@ -327,7 +328,7 @@ def _loading_steps(pipeline: Any) -> Iterator[dict]:
             yield from _loading_steps(step)
 
 
-def data_paths(cfg: Config, split: str) -> Iterator[Tuple[str, str, bool]]:
+def data_paths(cfg: Config, split: str) -> Iterator[tuple[str, str, bool]]:
     """Data folders and annotation files of a split.
 
     Nothing is given of a data set below a root that is missing here.

@@ -4,8 +4,9 @@ import ast
 import os
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, List, Optional, Tuple
+from typing import Any
 
 from mmhcnet.errors import UserError
 
@@ -13,7 +14,7 @@ from mmhcnet.errors import UserError
 _QUOTED = re.compile(r"(?:path|type|argument|got) '([^']+)'")
 
 
-def fault_line(error: BaseException, message: str, config: Optional[str]) -> Optional[str]:
+def fault_line(error: BaseException, message: str, config: str | None) -> str | None:
     """``file:line`` of the fault that an error is about, if it is in a config or a base of it.
 
     That is, in this order: the line at which Python stopped or a base is missing, the setting that
@@ -52,7 +53,7 @@ def _shown(path: Path, line: int) -> str:
     return f'{path if shown.startswith("..") else shown}:{line}'
 
 
-def _files(path: Path) -> List[Path]:
+def _files(path: Path) -> list[Path]:
     """A Python config and its bases, as far as those are named by a path."""
     if path.suffix != '.py' or not path.is_file():
         return []
@@ -62,7 +63,7 @@ def _files(path: Path) -> List[Path]:
     return found
 
 
-def _bases(path: Path) -> Iterator[Tuple[int, Path]]:
+def _bases(path: Path) -> Iterator[tuple[int, Path]]:
     """(line, path) of the bases that a config names by a path, not by an expression."""
     for _, name, node in _settings(path):
         if name == '_base_':
@@ -71,7 +72,7 @@ def _bases(path: Path) -> Iterator[Tuple[int, Path]]:
                     yield base.lineno, path.parent / str(base.value)
 
 
-def _settings(path: Path) -> Iterator[Tuple[int, Optional[str], ast.AST]]:
+def _settings(path: Path) -> Iterator[tuple[int, str | None, ast.AST]]:
     """(line, name, value) of every assignment, keyword argument and entry of a dict."""
     try:
         tree = ast.parse(path.read_text())
@@ -98,7 +99,7 @@ def _may_be(node: ast.AST, value: Any) -> bool:
         return True
 
 
-def _line_of_syntax_error(path: Path) -> Optional[int]:
+def _line_of_syntax_error(path: Path) -> int | None:
     try:
         ast.parse(path.read_text())
     except SyntaxError as error:
@@ -108,11 +109,11 @@ def _line_of_syntax_error(path: Path) -> Optional[int]:
     return None
 
 
-def _line_of_missing_base(path: Path) -> Optional[int]:
+def _line_of_missing_base(path: Path) -> int | None:
     return next((line for line, base in _bases(path) if not base.is_file()), None)
 
 
-def _line_in_traceback(error: BaseException, path: Path) -> Optional[int]:
+def _line_in_traceback(error: BaseException, path: Path) -> int | None:
     lines = []
     while error is not None:
         lines += [
@@ -124,7 +125,7 @@ def _line_in_traceback(error: BaseException, path: Path) -> Optional[int]:
     return lines[-1] if lines else None
 
 
-def _settings_named(error: BaseException) -> List[Tuple[str, Any]]:
+def _settings_named(error: BaseException) -> list[tuple[str, Any]]:
     """Settings of the innermost object that was being built, as far as the error names them."""
     if isinstance(error, UserError):
         return []

@@ -8,7 +8,6 @@ from mmengine.device import get_device
 
 from mmhcnet.errors import UserError
 
-
 # What each launcher sets, and mmengine reads.
 _SET_BY = dict(
     pytorch=('RANK', 'torchrun', 'tools/dist_train.sh'),

@@ -2,9 +2,9 @@
 
 import logging
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import MemoryHandler
-from typing import Callable, Iterator
 
 from mmengine.logging import MMLogger
 

@@ -2,8 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable, Iterator, Optional
 
 from mmengine.runner import Runner
 
@@ -30,7 +30,7 @@ def end_workers(runner: Runner) -> None:
 
 
 @contextmanager
-def orderly_end(runner: Callable[[], Optional[Runner]]) -> Iterator[None]:
+def orderly_end(runner: Callable[[], Runner | None]) -> Iterator[None]:
     """End workers and process group after what is done within, after an error and SIGTERM too.
 
     Args:

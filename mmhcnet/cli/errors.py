@@ -8,17 +8,17 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Callable, Dict, Iterator, Optional
 
 import mmengine.registry
 from mmengine.hooks import Hook
 from mmengine.registry import Registry
 from torch.utils.data import DataLoader
 
-from mmhcnet.checkpoints.files import write_file
 import mmhcnet.registry
+from mmhcnet.checkpoints.files import write_file
 from mmhcnet.doctor import ADVICE, CHECKS, Facts, installed_versions
 from mmhcnet.errors import UserError, nearest
 
@@ -28,7 +28,7 @@ from .config_lines import fault_line
 _STARTED = time.time()
 
 
-def _registered(kind: Optional[str] = None) -> Dict[str, type]:
+def _registered(kind: str | None = None) -> dict[str, type]:
     """What mmengine's registries and their children know by now, of one kind or all."""
     roots = [value for value in vars(mmengine.registry).values() if isinstance(value, Registry)]
     found = {}
@@ -39,7 +39,7 @@ def _registered(kind: Optional[str] = None) -> Dict[str, type]:
     return found
 
 
-def _ours(name: str, kind: str) -> Optional[str]:
+def _ours(name: str, kind: str) -> str | None:
     """The name with its scope, where it is one of this package's."""
     for value in vars(mmhcnet.registry).values():
         if (
@@ -128,7 +128,7 @@ def _rank() -> int:
     )
 
 
-def _save_traceback(folder: Optional[str]) -> Optional[str]:
+def _save_traceback(folder: str | None) -> str | None:
     """Write the traceback of the present error; of several ranks only the first one to fail does.
 
     Args:
@@ -163,9 +163,9 @@ def _save_traceback(folder: Optional[str]) -> Optional[str]:
 
 @contextmanager
 def one_line_errors(
-    log_dir: Optional[Callable[[], Optional[str]]] = None,
+    log_dir: Callable[[], str | None] | None = None,
     begun: Callable[[], bool] = lambda: False,
-    config: Callable[[], Optional[str]] = lambda: None,
+    config: Callable[[], str | None] = lambda: None,
     whole: Callable[[], bool] = lambda: False,
 ) -> Iterator[None]:
     """End the program with one line instead of a traceback on a mistake in config or command.

@@ -1,6 +1,6 @@
 """Whether the images that a config feeds to its model have one size, judged from its pipelines."""
 
-from typing import Iterator, List, Optional
+from collections.abc import Iterator
 
 from mmengine.config import Config
 
@@ -36,7 +36,7 @@ def _name(step: dict) -> str:
     return kind.rpartition('.')[2] if isinstance(kind, str) else kind.__name__
 
 
-def _one_size_behind(step: dict) -> Optional[bool]:
+def _one_size_behind(step: dict) -> bool | None:
     """Whether images have one size after a step; None if it keeps the sizes that they had."""
     name = _name(step)
     if name in _ONE_SIZE:
@@ -50,7 +50,7 @@ def _one_size_behind(step: dict) -> Optional[bool]:
     if name == 'Pad':
         return True if step.get('size') else None
     if name in _CHOICES:
-        parts: List[dict] = []
+        parts: list[dict] = []
         for choice in step['transforms']:
             parts += [choice] if isinstance(choice, dict) else choice
         return False if any(_one_size_behind(part) is not None for part in parts) else None
@@ -66,7 +66,7 @@ def _shown(step: dict) -> str:
     return f'{_name(step)}({settings})'
 
 
-def varying_step(cfg: Config, split: str) -> Optional[str]:
+def varying_step(cfg: Config, split: str) -> str | None:
     """What makes the images of a split differ in size, for a message, or None if all have one.
 
     No image is looked at: crops are taken to have their full size, as they have of images that

@@ -2,7 +2,7 @@
 
 import os
 from argparse import Namespace
-from typing import Callable
+from collections.abc import Callable
 
 from mmengine.config import Config
 from mmengine.registry import RUNNERS

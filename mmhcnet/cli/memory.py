@@ -3,7 +3,7 @@
 import re
 import resource
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 from mmengine.hooks import Hook
@@ -41,7 +41,7 @@ class PeakMemoryHook(Hook):
         self,
         runner: Runner,
         batch_idx: int,
-        data_batch: Optional[Union[dict, tuple, list]] = None,
+        data_batch: dict | tuple | list | None = None,
         outputs: Any = None,
     ) -> None:
         self.peak = max(self.peak, torch.cuda.max_memory_allocated())

@@ -1,8 +1,8 @@
 """Arguments that several tools take."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from mmengine.config import DictAction
 

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import List, NamedTuple, Optional
+from typing import NamedTuple
 
 from mmengine.config import ConfigDict
 from mmengine.logging import print_log
@@ -69,7 +69,7 @@ def validation_interval(cfg: ConfigDict) -> int:
     return interval.default if interval else 1
 
 
-def written_for(schedulers: List[dict]) -> Optional[RunLength]:
+def written_for(schedulers: list[dict]) -> RunLength | None:
     """The length that a schedule was written for, or None if it does not say.
 
     Its end is that of the last part. Parts that count iterations next to others that count epochs
@@ -95,7 +95,7 @@ def _whole(number: float) -> bool:
 
 
 def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
-    """One scheduler with its points multiplied, none of them below ``least`` where it was above 0."""
+    """One scheduler with its points multiplied, those above 0 not to less than ``least``."""
     new = copy.deepcopy(scheduler)
     if str(new['type']).split('.')[-1] in _EXPONENTIAL and new.get('gamma') is not None:
         # As many times its factor in the whole run as before.
@@ -148,8 +148,8 @@ def _steps_to_milestones(scheduler: dict) -> None:
 
 
 def scale_schedule(
-    schedulers: List[dict], length: int, per_epoch: float, per_iter: float, to_iters: bool = False
-) -> List[dict]:
+    schedulers: list[dict], length: int, per_epoch: float, per_iter: float, to_iters: bool = False
+) -> list[dict]:
     """Schedulers whose points in time are multiplied, so that the curve keeps its shape.
 
     Points in epochs that are not whole are counted in iterations (``mmhcnet.training.schedulers``).
@@ -182,7 +182,7 @@ def scale_schedule(
     return scaled
 
 
-def fit_schedule(cfg: ConfigDict, planned: Optional[RunLength] = None) -> None:
+def fit_schedule(cfg: ConfigDict, planned: RunLength | None = None) -> None:
     """Scale ``cfg.param_scheduler`` in place to the length in ``cfg.train_cfg``.
 
     A schedule is scaled from the length that it was written for, whatever the configs between it

@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Iterator, Optional, Sized
+from collections.abc import Iterator, Sized
 
 import torch
 from mmengine.config import Config
@@ -29,7 +29,7 @@ class FirstSamples(Sampler):
         seed (int, optional): Not used: the order is fixed. mmengine passes it to every sampler.
     """
 
-    def __init__(self, dataset: Sized, num_samples: int, seed: Optional[int] = None):
+    def __init__(self, dataset: Sized, num_samples: int, seed: int | None = None):
         rank, world_size = get_dist_info()
         self.indices = range(rank, min(num_samples, len(dataset)), world_size)
 

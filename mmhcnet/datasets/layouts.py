@@ -3,8 +3,9 @@
 import colorsys
 import json
 import os
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,13 +43,13 @@ class Layout(NamedTuple):
         named (bool): Whether the names are the data's own.
     """
 
-    classes: List[str]
+    classes: list[str]
     train: Part
     val: Part
     named: bool = True
 
 
-def palette(number: int) -> List[Tuple[int, int, int]]:
+def palette(number: int) -> list[tuple[int, int, int]]:
     """As many colours that differ as there are classes, RGB from 0 to 255."""
     return [
         tuple(
@@ -61,7 +62,7 @@ def palette(number: int) -> List[Tuple[int, int, int]]:
     ]
 
 
-def _half_of(path: str) -> Optional[str]:
+def _half_of(path: str) -> str | None:
     """Which half a path is of, by the words in it."""
     words = path.lower().replace('\\', '/')
     for half, names in reversed(NAMES.items()):
@@ -70,7 +71,7 @@ def _half_of(path: str) -> Optional[str]:
     return None
 
 
-def _both(found: Dict[str, Part], root: str, wanted: str) -> Tuple[Part, Part]:
+def _both(found: dict[str, Part], root: str, wanted: str) -> tuple[Part, Part]:
     for half in NAMES:
         if half not in found:
             raise UserError(f"'{root}' has no {wanted.format(half=half)}")
@@ -83,8 +84,8 @@ def coco_layout(root: str) -> Layout:
     Raises:
         UserError: One of them or its images are missing, or their categories differ.
     """
-    found: Dict[str, Part] = {}
-    classes: Dict[str, List[str]] = {}
+    found: dict[str, Part] = {}
+    classes: dict[str, list[str]] = {}
     for path in sorted(Path(root).rglob('*.json')):
         name = str(path.relative_to(root))
         half = _half_of(name)
@@ -128,7 +129,7 @@ def _folder_of(root: Path, file: Path, image: str) -> str:
 
 
 def label_map_layout(
-    root: str, names: Optional[List[str]] = None, progress: Callable[[list], Iterable] = iter
+    root: str, names: list[str] | None = None, progress: Callable[[list], Iterable] = iter
 ) -> Layout:
     """``images/`` and ``annotations/`` with a folder for training and one for validation each.
 
@@ -138,7 +139,7 @@ def label_map_layout(
     Raises:
         UserError: Folders are missing, or the ids are not those of classes.
     """
-    found: Dict[str, Part] = {}
+    found: dict[str, Part] = {}
     for half, folders in NAMES.items():
         for folder in folders:
             images, labels = (Path(root) / kind / folder for kind in ('images', 'annotations'))
@@ -187,7 +188,7 @@ def _suffix_of(folder: Path) -> str:
     return max(set(suffixes), key=suffixes.count)
 
 
-def _ids(paths: List[Path], progress: Callable[[list], Iterable]) -> set:
+def _ids(paths: list[Path], progress: Callable[[list], Iterable]) -> set:
     from PIL import Image
 
     ids: set = set()
@@ -209,8 +210,8 @@ def folder_layout(root: str) -> Layout:
     Raises:
         UserError: One of them is missing, or their class folders differ.
     """
-    found: Dict[str, Part] = {}
-    classes: Dict[str, List[str]] = {}
+    found: dict[str, Part] = {}
+    classes: dict[str, list[str]] = {}
     for half, names in NAMES.items():
         for name in names:
             folder = Path(root) / name
@@ -233,5 +234,5 @@ def folder_layout(root: str) -> Layout:
     return Layout(classes['train'], train, val)
 
 
-def _folders(folder: Path) -> List[str]:
+def _folders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())

@@ -1,6 +1,6 @@
 """Parameters and multiply-accumulates of a model."""
 
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import torch
 from mmengine.config import Config
@@ -48,8 +48,8 @@ def _run_detector(model: nn.Module, image: Tensor) -> None:
 
 
 def count_complexity(
-    cfg: Config, shape: Tuple[int, int], folded: bool = False
-) -> Tuple[Complexity, Complexity]:
+    cfg: Config, shape: tuple[int, int], folded: bool = False
+) -> tuple[Complexity, Complexity]:
     """Backbone and whole model of a config, for one image.
 
     Two-stage detectors are counted with 1000 proposals in the box head and 100 in the mask head.

@@ -1,7 +1,8 @@
 """A model of a config as an ONNX graph, compared with torch in onnxruntime."""
 
 import inspect
-from typing import Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -87,7 +88,7 @@ class Features(nn.Module):
         self.neck = model.neck
         self.outputs = tuple(f'feature{i}' for i in range(model.neck.num_outs))
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """(B, C, H, W) -> one (B, C, H_i, W_i) per level of the pyramid."""
         return self.neck(self.backbone(image))
 
@@ -98,7 +99,7 @@ _PARTS = {'mmpretrain': Classifier, 'mmseg': Segmentor, 'mmdet': Features}
 class Difference(NamedTuple):
     """Of one input: its shape, max |onnxruntime - torch|, max |torch|."""
 
-    shape: Tuple[int, ...]
+    shape: tuple[int, ...]
     difference: float
     largest: float
 
@@ -107,7 +108,7 @@ class Difference(NamedTuple):
         return self.difference <= TOLERANCE * max(1, self.largest)
 
 
-def exportable(cfg: Config, checkpoint: Optional[str], shape: Tuple[int, int]) -> nn.Module:
+def exportable(cfg: Config, checkpoint: str | None, shape: tuple[int, int]) -> nn.Module:
     """What is exported of a config's model, in eval mode on the CPU.
 
     A classifier, or a segmentor with logits at the size of the image, in full; of a detector
@@ -138,7 +139,7 @@ def has_fixed_size(module: nn.Module) -> bool:
 
 
 def export_onnx(
-    module: nn.Module, path: str, shape: Tuple[int, int], opset: int, outputs: Sequence[str]
+    module: nn.Module, path: str, shape: tuple[int, int], opset: int, outputs: Sequence[str]
 ) -> None:
     """Writes an ONNX file with a dynamic batch, and dynamic H and W unless the size is fixed.
 
@@ -177,7 +178,7 @@ def export_onnx(
 
 
 def check_onnx(
-    module: nn.Module, path: str, shapes: Sequence[Tuple[int, int, int]]
+    module: nn.Module, path: str, shapes: Sequence[tuple[int, int, int]]
 ) -> Iterator[Difference]:
     """Runs an ONNX file in onnxruntime and the module on the same random images.
 
@@ -213,7 +214,7 @@ def check_onnx(
         )
 
 
-def check_shapes(shape: Tuple[int, int], fixed: bool) -> List[Tuple[int, int, int]]:
+def check_shapes(shape: tuple[int, int], fixed: bool) -> list[tuple[int, int, int]]:
     """B, H and W of the images to check an export with; odd sizes too where they are free."""
     height, width = shape
     if fixed:

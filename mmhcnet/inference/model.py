@@ -3,7 +3,6 @@
 import copy
 import os
 from pathlib import Path
-from typing import Optional, Tuple
 
 import torch
 from mmengine.config import Config
@@ -19,7 +18,7 @@ from mmhcnet.cli.config import load_config, stock_config
 UNTRAINED = 'none'
 
 
-def build_model(cfg: Config, checkpoint: Optional[str] = None) -> nn.Module:
+def build_model(cfg: Config, checkpoint: str | None = None) -> nn.Module:
     """The model of a config, in eval mode on the CPU.
 
     SyncBN becomes BN, because it runs on a GPU only. ``model.dataset_meta`` holds what the
@@ -48,7 +47,7 @@ def build_model(cfg: Config, checkpoint: Optional[str] = None) -> nn.Module:
     return model
 
 
-def load_model(config: str, checkpoint: str) -> Tuple[Config, nn.Module]:
+def load_model(config: str, checkpoint: str) -> tuple[Config, nn.Module]:
     """The model of a config, in eval mode on the CPU.
 
     Args:

@@ -1,7 +1,8 @@
 """How many operations a step issues on a GPU, counted without one."""
 
 from collections import Counter
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn

@@ -1,7 +1,7 @@
 """A classifier of any backbone, and the time of what it does."""
 
 import time
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn

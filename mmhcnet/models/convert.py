@@ -1,11 +1,10 @@
 import re
-from typing import Dict, Optional
 
 from torch import Tensor
 
 from mmhcnet.checkpoints.fitting import weights_of
 
-State = Dict[str, Tensor]
+State = dict[str, Tensor]
 # Names of the authors' modules and parameters inside a block, and ours.
 _HCNET_BLOCK = {
     'fc_0.weight': 'conduction.to_k.weight',
@@ -32,9 +31,9 @@ _VHEAT_BLOCK = {
 }
 
 
-def _depths(state: State, block: str) -> Dict[int, int]:
+def _depths(state: State, block: str) -> dict[int, int]:
     """Blocks of each stage, from the highest numbers among keys that match a pattern."""
-    depths: Dict[int, int] = {}
+    depths: dict[int, int] = {}
     for key in state:
         match = re.match(block, key)
         if match:
@@ -43,15 +42,15 @@ def _depths(state: State, block: str) -> Dict[int, int]:
     return {i: depths.get(i, 1) for i in range(max(depths, default=-1) + 1)}
 
 
-def _both(theirs: str, ours: str) -> Dict[str, str]:
+def _both(theirs: str, ours: str) -> dict[str, str]:
     return {f'{theirs}.{p}': f'{ours}.{p}' for p in ('weight', 'bias')}
 
 
-def _hcnet_names(state: State) -> Dict[str, Optional[str]]:
+def _hcnet_names(state: State) -> dict[str, str | None]:
     """Every key that such an HcNet has -> ours; None: carries no learned value."""
     depths = _depths(state, r'layers\.(\d+)\.blocks\.(\d+)\.')
     last = max(depths)
-    names: Dict[str, Optional[str]] = {}
+    names: dict[str, str | None] = {}
     for part in ('conv1', 'norm1', 'conv2', 'norm2'):
         names.update(_both(f'patch_embed.{part}', f'backbone.stem.{part}'))
     for i, depth in depths.items():
@@ -72,7 +71,7 @@ def _hcnet_names(state: State) -> Dict[str, Optional[str]]:
     return names
 
 
-def _vheat_names(state: State) -> Dict[str, Optional[str]]:
+def _vheat_names(state: State) -> dict[str, str | None]:
     """Every key that such a vHeat has -> ours."""
     depths = _depths(state, r'layers\.(\d+)\.(\d+)\.[a-z]')
     # Layer scale is a property of the whole model.
@@ -84,7 +83,7 @@ def _vheat_names(state: State) -> Dict[str, Optional[str]]:
         + [int(m[1]) + 1 for m in map(downsample.match, state) if m]
     )
     last = stages - 1
-    names: Dict[str, Optional[str]] = {}
+    names: dict[str, str | None] = {}
     for n in (1, 2):
         names.update(_both(f'patch_embed.conv{n}', f'backbone.stem.conv{n}'))
         names.update(_both(f'patch_embed.norm{n}.1', f'backbone.stem.norm{n}'))
@@ -109,7 +108,7 @@ def _vheat_names(state: State) -> Dict[str, Optional[str]]:
     return names
 
 
-def convert_state_dict(state_dict: Dict[str, Tensor], ema: bool = False) -> Dict[str, Tensor]:
+def convert_state_dict(state_dict: dict[str, Tensor], ema: bool = False) -> dict[str, Tensor]:
     """The state dict of the authors' HcNet or vHeat in our names; which one, its keys tell.
 
     Their HcNet has the isotropic stencil, so load the result into ``HcNet(stencil='isotropic')``.

@@ -6,8 +6,6 @@ For example in ResNet of mmdet or mmseg::
                   stages=(False, False, True, True), position='after_conv3')]
 """
 
-from typing import Union
-
 import torch
 from torch import Tensor, nn
 
@@ -47,7 +45,7 @@ class HeatConductionOperator(nn.Module):
         freq_size: int = 14,
         with_dwconv: bool = True,
         with_gate: bool = True,
-        k: Union[str, float] = 'frequency',
+        k: str | float = 'frequency',
         layer_scale: float = 1e-5,
     ):
         super().__init__()
@@ -87,7 +85,7 @@ class HeatConductionLayer(nn.Module):
         self,
         in_channels: int,
         stencil: str = 'anisotropic',
-        k: Union[str, float] = 'input_dependent',
+        k: str | float = 'input_dependent',
     ):
         super().__init__()
         self.conduction = HeatConduction(in_channels, stencil, k)

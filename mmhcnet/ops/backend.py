@@ -2,9 +2,9 @@
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Iterator, Optional
 
 import torch
 from torch import Tensor
@@ -102,7 +102,7 @@ def needs_gradient(*inputs: Tensor) -> bool:
     return torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
 
 
-def check_offset(x: Tensor, offset: Optional[Tensor]) -> None:
+def check_offset(x: Tensor, offset: Tensor | None) -> None:
     """Raises a ValueError unless ``offset`` is None, (B, C) or (1, C) for ``x`` (B, C, H, W)."""
     if offset is not None and (
         offset.dim() != 2 or offset.shape[1] != x.shape[1] or offset.shape[0] not in (1, x.shape[0])

@@ -1,7 +1,5 @@
 """The input-dependent conduction rate of HcNet, from a field to the factor of its heat step."""
 
-from typing import Optional, Tuple
-
 import torch
 from torch import Tensor
 
@@ -9,8 +7,8 @@ from .backend import use_triton
 
 
 def conduction_rate_forward_ref(
-    z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor]:
+    z: Tensor, to_k: Tensor, keep: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`conduction_rate_forward` in plain torch."""
     mean = z.mean(dim=(2, 3), dtype=torch.promote_types(z.dtype, torch.float32))
     k = torch.sigmoid(mean @ to_k.t().to(mean.dtype))
@@ -19,8 +17,8 @@ def conduction_rate_forward_ref(
 
 
 def conduction_rate_forward(
-    z: Tensor, to_k: Tensor, keep: Optional[Tensor] = None, backend: str = 'auto'
-) -> Tuple[Tensor, Tensor, Tensor]:
+    z: Tensor, to_k: Tensor, keep: Tensor | None = None, backend: str = 'auto'
+) -> tuple[Tensor, Tensor, Tensor]:
     """r = s k with k = sigmoid(K GAP(z)) (HcNet, equation 6a), and what the backward pass needs.
 
     Records no autograd: this is a piece of a function with a backward of its own.
@@ -51,8 +49,8 @@ def conduction_rate_forward(
 
 
 def conduction_rate_backward(
-    dr: Tensor, k: Tensor, mean: Tensor, to_k: Tensor, keep: Optional[Tensor]
-) -> Tuple[Tensor, Tensor]:
+    dr: Tensor, k: Tensor, mean: Tensor, to_k: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Gradients of :func:`conduction_rate_forward`: a few products of small matrices.
 
     Args:

@@ -8,7 +8,6 @@ transforms are products with cached cosine matrices, O(N^1.5) in the number of p
 
 import functools
 import math
-from typing import Optional, Tuple
 
 import torch
 from torch import Tensor
@@ -42,7 +41,7 @@ def _eigenvalues(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     return (n * (math.pi / size)).square().to(device, dtype)
 
 
-def _rates(size: Tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _rates(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Tensor:
     # -(λ_n + λ_m): (H, W, 1).
     rows, columns = (_eigenvalues(n, device, dtype) for n in size)
     return -(rows[:, None, None] + columns[:, None])
@@ -67,7 +66,7 @@ def _constant(function, size, device: torch.device, dtype: torch.dtype, mode=Non
     return _cached(function, size, device, dtype, mode)
 
 
-def _mode(x: Tensor) -> Optional[object]:
+def _mode(x: Tensor) -> object | None:
     # A tensor without data is of use only in the FakeTensorMode that it was made in.
     return getattr(x, 'fake_mode', None)
 
@@ -116,7 +115,7 @@ def _along_both(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return _left(rows, x.view(batch, height, width * channels)).view(batch, height, width, channels)
 
 
-def _matrices(x: Tensor) -> Tuple[Tensor, Tensor]:
+def _matrices(x: Tensor) -> tuple[Tensor, Tensor]:
     return tuple(_constant(_cosines, n, x.device, x.dtype, _mode(x)) for n in x.shape[1:3])
 
 

@@ -1,7 +1,5 @@
 """GELU followed by a depthwise 3x3 convolution, the middle of HcNet's refinement layer."""
 
-from typing import Optional, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -48,13 +46,13 @@ class _GeluDwconv(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, dy: Tensor) -> Tuple[Tensor, Tensor]:
+    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor]:
         x, weight = ctx.saved_tensors
         dx, dweight, _ = gelu_dwconv_backward(dy, x, weight, backend='triton')
         return dx, dweight.to(weight.dtype)
 
 
-def _check_shapes(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> None:
+def _check_shapes(p: Tensor, weight: Tensor, scale: Tensor | None) -> None:
     if weight.shape != (p.shape[1], 1, 3, 3):
         raise ValueError(
             f'weight must be (C, 1, 3, 3) = ({p.shape[1]}, 1, 3, 3) for x of '
@@ -69,14 +67,14 @@ def _gelu(p: Tensor) -> Tensor:
     return F.gelu(p.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
-def gelu_dwconv_forward_ref(p: Tensor, weight: Tensor, scale: Optional[Tensor] = None) -> Tensor:
+def gelu_dwconv_forward_ref(p: Tensor, weight: Tensor, scale: Tensor | None = None) -> Tensor:
     """:func:`gelu_dwconv_forward` in plain torch."""
     g = F.conv2d(_gelu(p), weight, padding=1, groups=weight.shape[0])
     return g if scale is None else g.mul_(scale.view(-1, 1, 1, 1))
 
 
 def gelu_dwconv_forward(
-    p: Tensor, weight: Tensor, scale: Optional[Tensor] = None, backend: str = 'auto'
+    p: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = 'auto'
 ) -> Tensor:
     """g = s DWConv3x3(GELU(p)): :func:`gelu_dwconv`, and a factor s for every sample.
 
@@ -104,8 +102,8 @@ def gelu_dwconv_forward(
 
 
 def gelu_dwconv_backward_ref(
-    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor]:
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`gelu_dwconv_backward` in plain torch."""
     working = torch.promote_types(p.dtype, torch.float32)
     if scale is not None:
@@ -128,8 +126,8 @@ def gelu_dwconv_backward_ref(
 
 
 def gelu_dwconv_backward(
-    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor] = None, backend: str = 'auto'
-) -> Tuple[Tensor, Tensor, Tensor]:
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Tensor | None = None, backend: str = 'auto'
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`gelu_dwconv_forward`, and of a bias that was added to p.
 
     Sums are in float32 (float64 for float64); the bias's is of dp before it is rounded to the

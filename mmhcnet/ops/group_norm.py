@@ -1,7 +1,5 @@
 """GroupNorm with one group: every sample is normalised over all of its channels and pixels."""
 
-from typing import Optional, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,7 +44,7 @@ class _GroupNorm1(torch.autograd.Function):
     @staticmethod
     def forward(
         x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return group_norm_1_forward(x, weight, bias, eps, backend='triton')
 
     @staticmethod
@@ -59,7 +57,7 @@ class _GroupNorm1(torch.autograd.Function):
         ctx.bias_dtype = bias.dtype
 
     @staticmethod
-    def backward(ctx, dy: Tensor, dmean: None, drstd: None) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, dy: Tensor, dmean: None, drstd: None) -> tuple[Tensor | None, ...]:
         x, weight, mean, rstd = ctx.saved_tensors
         dx, dweight, dbias = group_norm_1_backward(dy, x, weight, mean, rstd, backend='triton')
         return dx, dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
@@ -84,8 +82,8 @@ def _dense(x: Tensor) -> Tensor:
 
 
 def group_norm_1_forward_ref(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Optional[Tensor] = None
-) -> Tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1_forward` in plain torch."""
     if offset is not None:
         x = x - offset[:, :, None, None].to(x.dtype)
@@ -103,9 +101,9 @@ def group_norm_1_forward(
     weight: Tensor,
     bias: Tensor,
     eps: float,
-    offset: Optional[Tensor] = None,
+    offset: Tensor | None = None,
     backend: str = 'auto',
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1` of x - offset, with what the backward pass needs.
 
     The offset takes back what :func:`~mmhcnet.ops.stencil.heat_step_forward` has added. The
@@ -141,9 +139,9 @@ def group_norm_1_backward_ref(
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    residual: Optional[Tensor] = None,
-    offset: Optional[Tensor] = None,
-) -> Tuple[Tensor, Tensor, Tensor]:
+    residual: Tensor | None = None,
+    offset: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`group_norm_1_backward` in plain torch."""
     if offset is not None:
         x = x - offset[:, :, None, None].to(x.dtype)
@@ -174,10 +172,10 @@ def group_norm_1_backward(
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    residual: Optional[Tensor] = None,
-    offset: Optional[Tensor] = None,
+    residual: Tensor | None = None,
+    offset: Tensor | None = None,
     backend: str = 'auto',
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of :func:`group_norm_1_forward`, with the one that skips the norm added to dx.
 
     With x̂ the normalised x and means over (C, H, W)::

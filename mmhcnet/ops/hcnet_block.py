@@ -25,7 +25,7 @@ that automatic differentiation keeps. u, y and g are computed again, all of whic
 memory bandwidth; no matrix product is repeated. With ``recompute=False`` they are kept as well.
 """
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,13 +46,13 @@ from .stencil import heat_step_forward, heat_step_ref, heat_step_sums, heat_step
 class HcBlockWeights(NamedTuple):
     """Parameters of the block, of any dtypes. C channels, D of them in the hidden layer."""
 
-    w: Optional[Tensor]  # (C, 4), or None for the isotropic stencil
-    to_k: Optional[Tensor]  # (C, C): K, or None where k is given
+    w: Tensor | None  # (C, 4), or None for the isotropic stencil
+    to_k: Tensor | None  # (C, C): K, or None where k is given
     norm_weight: Tensor  # (C,)
     norm_bias: Tensor  # (C,)
     fc1_weight: Tensor  # (D, C): W1
     fc1_bias: Tensor  # (D,)
-    filter: Optional[Tensor]  # (D, 1, 3, 3), or None without the depthwise convolution
+    filter: Tensor | None  # (D, 1, 3, 3), or None without the depthwise convolution
     fc2_weight: Tensor  # (C, D): W2
     fc2_bias: Tensor  # (C,)
 
@@ -60,9 +60,9 @@ class HcBlockWeights(NamedTuple):
 def hc_block_ref(
     z: Tensor,
     weights: HcBlockWeights,
-    k: Optional[Tensor] = None,
-    keep1: Optional[Tensor] = None,
-    keep2: Optional[Tensor] = None,
+    k: Tensor | None = None,
+    keep1: Tensor | None = None,
+    keep2: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """:func:`hc_block` in plain torch, differentiable any number of times."""
@@ -88,7 +88,7 @@ def _maps(rows: Tensor, like: Tensor) -> Tensor:
     return rows.view(batch, height, width, rows.shape[1]).permute(0, 3, 1, 2)
 
 
-def _activate(p: Tensor, filter: Optional[Tensor], scale: Optional[Tensor], backend: str) -> Tensor:
+def _activate(p: Tensor, filter: Tensor | None, scale: Tensor | None, backend: str) -> Tensor:
     """g of p (B, D, H, W), times scale (B,) where it is given: (B H W, D)."""
     if filter is not None:
         return _rows(gelu_dwconv_forward(p, filter, scale, backend))
@@ -247,9 +247,9 @@ class _HcBlock(torch.autograd.Function):
 def hc_block(
     z: Tensor,
     weights: HcBlockWeights,
-    k: Optional[Tensor] = None,
-    keep1: Optional[Tensor] = None,
-    keep2: Optional[Tensor] = None,
+    k: Tensor | None = None,
+    keep1: Tensor | None = None,
+    keep2: Tensor | None = None,
     eps: float = 1e-5,
     recompute: bool = True,
     backend: str = 'auto',

@@ -1,7 +1,5 @@
 """LayerNorm times a gate, the end of vHeat's heat conduction operator."""
 
-from typing import Optional, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from .backend import use_triton
 
 
-def _check_shapes(u: Tensor, gate: Optional[Tensor], *affine: Tensor) -> None:
+def _check_shapes(u: Tensor, gate: Tensor | None, *affine: Tensor) -> None:
     for t in affine:
         if t.shape != u.shape[-1:]:
             raise ValueError(
@@ -23,8 +21,8 @@ def _check_shapes(u: Tensor, gate: Optional[Tensor], *affine: Tensor) -> None:
 
 
 def norm_gate_forward_ref(
-    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
-) -> Tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`norm_gate_forward` in plain torch."""
     if u.is_cuda:
         weight, bias = weight.to(u.dtype), bias.to(u.dtype)
@@ -34,12 +32,12 @@ def norm_gate_forward_ref(
 
 def norm_gate_forward(
     u: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     eps: float,
     backend: str = 'auto',
-) -> Tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """y = LayerNorm(u) · SiLU(gate) in one pass (vHeat, heat conduction operator).
 
     LayerNorm is over the channels of each pixel. The kernel records no autograd: this is a piece
@@ -73,13 +71,13 @@ def norm_gate_forward(
 def norm_gate_backward_ref(
     dy: Tensor,
     u: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    dgate_out: Optional[Tensor] = None,
-) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+    dgate_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """:func:`norm_gate_backward` in plain torch."""
     working = torch.promote_types(u.dtype, torch.float32)
     if u.is_cuda:
@@ -100,14 +98,14 @@ def norm_gate_backward_ref(
 def norm_gate_backward(
     dy: Tensor,
     u: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
     backend: str = 'auto',
-    dgate_out: Optional[Tensor] = None,
-) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+    dgate_out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Gradients of :func:`norm_gate_forward`.
 
     Sums are in float32 (float64 for float64). No autograd is recorded by the kernel.

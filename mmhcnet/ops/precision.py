@@ -1,7 +1,7 @@
 """The dtype that a whole-block function computes in, and one operation for many casts."""
 
 import contextlib
-from typing import ContextManager, List, Optional, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from torch import Tensor
 from mmhcnet.tracing import is_compiling
 
 
-def autocast_dtype(device: str) -> Optional[torch.dtype]:
+def autocast_dtype(device: str) -> torch.dtype | None:
     """The dtype of the autocast that is on for a type of device, else None."""
     if device == 'meta':
         return None
@@ -20,7 +20,7 @@ def autocast_dtype(device: str) -> Optional[torch.dtype]:
     return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
-def no_autocast(device: str) -> ContextManager:
+def no_autocast(device: str) -> contextlib.AbstractContextManager:
     """Where dtypes are what the code says; tensors without data know no autocast."""
     return contextlib.nullcontext() if device == 'meta' else torch.autocast(device, enabled=False)
 
@@ -31,22 +31,20 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
 
 
-def cast(tensors: Sequence[Optional[Tensor]], dtype: torch.dtype) -> List[Optional[Tensor]]:
+def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
     """Every tensor in a dtype: itself where it has it, else copies, made by one operation."""
     return _cast(tensors, [dtype] * len(tensors))
 
 
 def cast_like(
-    tensors: Sequence[Optional[Tensor]], others: Sequence[Optional[Tensor]]
-) -> List[Optional[Tensor]]:
+    tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]
+) -> list[Tensor | None]:
     """As :func:`cast`, every tensor in the dtype of its counterpart."""
     dtypes = [None if other is None else other.dtype for other in others]
     return _cast(tensors, dtypes)
 
 
-def _cast(
-    tensors: Sequence[Optional[Tensor]], dtypes: Sequence[torch.dtype]
-) -> List[Optional[Tensor]]:
+def _cast(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> list[Tensor | None]:
     result = list(tensors)
     changes = [
         i for i, (t, dtype) in enumerate(zip(tensors, dtypes)) if t is not None and t.dtype != dtype

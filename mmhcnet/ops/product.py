@@ -6,8 +6,6 @@ took half to a quarter of the time on one of AMD's. ``torch.ops.mkldnn._linear_p
 torch.compile calls for it.
 """
 
-from typing import Optional, Tuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +15,7 @@ from mmhcnet.tracing import COMPILES_FUNCTIONS, is_compiling
 from .backend import on_gpu
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
 
 
@@ -31,7 +29,7 @@ if COMPILES_FUNCTIONS:
         return x.new_empty(x.shape[0], weight.shape[0])
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return (_opaque if is_compiling() else _onednn)(x, weight, bias)
 
 
@@ -56,14 +54,14 @@ def _through_onednn(x: Tensor) -> bool:
     )
 
 
-def product(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x weightᵀ + bias: (M, K) and (N, K) -> (M, N); records no autograd."""
     if _through_onednn(x):
         return _linear(x, weight, bias)
     return F.linear(x, weight, bias)
 
 
-def product_backward(dy: Tensor, x: Tensor, weight: Tensor) -> Tuple[Tensor, Tensor]:
+def product_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of x and weight of :func:`product`: dy weight and dyᵀ x."""
     if _through_onednn(dy):
         return _linear(dy, weight.t()), _linear(dy.t(), x.t())

@@ -1,6 +1,6 @@
 """Derivatives of the derivatives of functions whose backward is written by hand."""
 
-from typing import Callable, Optional, Sequence, Tuple
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from torch import Tensor
 
 def gradients(
     function: Callable[..., Tensor],
-    inputs: Sequence[Optional[Tensor]],
+    inputs: Sequence[Tensor | None],
     wanted: Sequence[bool],
     dout: Tensor,
-) -> Tuple[Optional[Tensor], ...]:
+) -> tuple[Tensor | None, ...]:
     """Gradients of a function that can be differentiated again.
 
     For the backward pass of a ``torch.autograd.Function`` when it is called with

@@ -6,8 +6,6 @@ is the mesh Fourier number k·Σw: for k·Σw <= 1 each new value is a convex co
 (maximum principle), beyond it the scheme can oscillate and grow.
 """
 
-from typing import List, Optional, Tuple, Union
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,7 +13,7 @@ from torch import Tensor
 from .backend import check_offset, needs_gradient, use_triton
 
 
-def heat_flux(z: Tensor, w: Optional[Tensor] = None) -> Tensor:
+def heat_flux(z: Tensor, w: Tensor | None = None) -> Tensor:
     """Net heat flowing into every pixel per unit time and unit k.
 
     With ``w`` the anisotropic five-point stencil of HcNet (equations 4 and 6b)::
@@ -40,7 +38,7 @@ def heat_flux(z: Tensor, w: Optional[Tensor] = None) -> Tensor:
     return _isotropic_flux(z) if w is None else _anisotropic_flux(z, w)
 
 
-def _check_weights(z: Tensor, w: Optional[Tensor]) -> None:
+def _check_weights(z: Tensor, w: Tensor | None) -> None:
     if w is not None and w.shape != (z.shape[1], 4):
         raise ValueError(
             f'w must be (C, 4) = ({z.shape[1]}, 4) for z of {tuple(z.shape)}, got {tuple(w.shape)}'
@@ -71,14 +69,12 @@ def _anisotropic_flux(z: Tensor, w: Tensor) -> Tensor:
     return F.conv2d(padded, kernel.view(-1, 1, 3, 3), groups=z.shape[1])
 
 
-def heat_step_ref(z: Tensor, w: Optional[Tensor], k: Union[Tensor, float]) -> Tensor:
+def heat_step_ref(z: Tensor, w: Tensor | None, k: Tensor | float) -> Tensor:
     """:func:`heat_step` in plain torch."""
     return z + k * heat_flux(z, w)
 
 
-def heat_step(
-    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], backend: str = 'auto'
-) -> Tensor:
+def heat_step(z: Tensor, w: Tensor | None, k: Tensor | float, backend: str = 'auto') -> Tensor:
     """One explicit step: z' = z + k h(z), with h of :func:`heat_flux` (HcNet, equation 6c).
 
     Stable for k·Σw <= 1; the isotropic stencil has Σw = 1.
@@ -103,7 +99,7 @@ def heat_step(
 
 class _HeatStep(torch.autograd.Function):
     @staticmethod
-    def forward(z: Tensor, w: Optional[Tensor], k: Tensor) -> Tensor:
+    def forward(z: Tensor, w: Tensor | None, k: Tensor) -> Tensor:
         return heat_step_forward(z, w, k, backend='triton')
 
     @staticmethod
@@ -111,7 +107,7 @@ class _HeatStep(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    def backward(ctx, dout: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx, dout: Tensor) -> tuple[Tensor | None, ...]:
         z, w, k = ctx.saved_tensors
         dz = dk = dw = None
         if any(ctx.needs_input_grad[1:]):
@@ -123,11 +119,11 @@ class _HeatStep(torch.autograd.Function):
         return dz, dw, dk
 
 
-def _as_tensor(k: Union[Tensor, float], z: Tensor) -> Tensor:
+def _as_tensor(k: Tensor | float, z: Tensor) -> Tensor:
     return k if isinstance(k, Tensor) else z.new_full((), k, dtype=torch.float32)
 
 
-def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
+def _check_rate(z: Tensor, k: Tensor | float) -> None:
     if not isinstance(k, Tensor):
         return
     shape = (z.shape[0], z.shape[1], 1, 1)
@@ -138,8 +134,8 @@ def _check_rate(z: Tensor, k: Union[Tensor, float]) -> None:
 
 
 def _checked(
-    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], offset: Optional[Tensor] = None
-) -> List[Tensor]:
+    z: Tensor, w: Tensor | None, k: Tensor | float, offset: Tensor | None = None
+) -> list[Tensor]:
     """The tensors among the inputs, once their shapes are known to fit."""
     _check_weights(z, w)
     _check_rate(z, k)
@@ -148,7 +144,7 @@ def _checked(
 
 
 def heat_step_forward_ref(
-    z: Tensor, w: Optional[Tensor], k: Union[Tensor, float], offset: Optional[Tensor] = None
+    z: Tensor, w: Tensor | None, k: Tensor | float, offset: Tensor | None = None
 ) -> Tensor:
     """:func:`heat_step_forward` in plain torch."""
     flux = heat_flux(z, w)
@@ -158,9 +154,9 @@ def heat_step_forward_ref(
 
 def heat_step_forward(
     z: Tensor,
-    w: Optional[Tensor],
-    k: Union[Tensor, float],
-    offset: Optional[Tensor] = None,
+    w: Tensor | None,
+    k: Tensor | float,
+    offset: Tensor | None = None,
     backend: str = 'auto',
 ) -> Tensor:
     """u = z + k h(z) + offset: :func:`heat_step`, and a number added to every channel.
@@ -189,8 +185,8 @@ def heat_step_forward(
 
 
 def heat_step_sums_ref(
-    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
-) -> Tuple[Tensor, Optional[Tensor]]:
+    dout: Tensor, z: Tensor, w: Tensor | None, k: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """:func:`heat_step_sums` in plain torch."""
     working = torch.promote_types(z.dtype, torch.float32)
     if w is None:
@@ -211,8 +207,8 @@ def heat_step_sums_ref(
 
 
 def heat_step_sums(
-    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor, backend: str = 'auto'
-) -> Tuple[Tensor, Optional[Tensor]]:
+    dout: Tensor, z: Tensor, w: Tensor | None, k: Tensor, backend: str = 'auto'
+) -> tuple[Tensor, Tensor | None]:
     """Gradients of k and w of :func:`heat_step`, for ``dout`` that of z'::
 
         dk[b,c]   = Σ_ij dout[b,c,i,j] h[b,c,i,j]
@@ -243,7 +239,7 @@ def heat_step_sums(
 
 
 def heat_step_transposed_ref(
-    dout: Tensor, w: Optional[Tensor], k: Union[Tensor, float], mean_grad: Optional[Tensor] = None
+    dout: Tensor, w: Tensor | None, k: Tensor | float, mean_grad: Tensor | None = None
 ) -> Tensor:
     """:func:`heat_step_transposed` in plain torch."""
     if w is None:
@@ -267,9 +263,9 @@ def heat_step_transposed_ref(
 
 def heat_step_transposed(
     dout: Tensor,
-    w: Optional[Tensor],
-    k: Union[Tensor, float],
-    mean_grad: Optional[Tensor] = None,
+    w: Tensor | None,
+    k: Tensor | float,
+    mean_grad: Tensor | None = None,
     backend: str = 'auto',
 ) -> Tensor:
     """Gradient of z of :func:`heat_step`: dz = dout + (k L)ᵀ dout + mean_grad, for h(z) = L z.

@@ -30,7 +30,7 @@ instead of more than twenty. The rest is computed again; no product with a weigh
 ``recompute=False`` the input of both products is kept as well.
 """
 
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,14 +50,14 @@ class Residual(NamedTuple):
 
     norm_weight: Tensor  # (C,)
     norm_bias: Tensor  # (C,)
-    gamma: Optional[Tensor]  # (C,): γ, or None without layer scale
+    gamma: Tensor | None  # (C,): γ, or None without layer scale
 
 
 class ConductionWeights(NamedTuple):
     """Parameters of the operator; C channels."""
 
-    dw_weight: Optional[Tensor]  # (C, 1, 3, 3), or None without the depthwise convolution
-    dw_bias: Optional[Tensor]  # (C,)
+    dw_weight: Tensor | None  # (C, 1, 3, 3), or None without the depthwise convolution
+    dw_bias: Tensor | None  # (C,)
     in_weight: Tensor  # (2C, C), or (C, C) without the gate: W_in
     in_bias: Tensor
     norm_weight: Tensor  # (C,)
@@ -85,13 +85,13 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return product(_rows(x), weight, bias).view(*x.shape[:3], len(weight))
 
 
-def _per_sample(keep: Optional[Tensor]) -> Optional[Tensor]:
+def _per_sample(keep: Tensor | None) -> Tensor | None:
     return None if keep is None else keep.view(-1, 1, 1, 1)
 
 
 def _enter(
     x: Tensor, residual: Residual, eps: float, post_norm: bool, dtype: torch.dtype, backend: str
-) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The input of a branch, with mean and 1 / σ of the norm before it."""
     if post_norm:
         return x.to(dtype), None, None
@@ -105,11 +105,11 @@ def _enter_backward(
     dy: Tensor,
     x: Tensor,
     residual: Residual,
-    mean: Optional[Tensor],
-    rstd: Optional[Tensor],
+    mean: Tensor | None,
+    rstd: Tensor | None,
     dout: Tensor,
     backend: str,
-) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Gradients of x, the skip connection's included, and of the norm's weight and bias."""
     dy = dy.to(x.dtype)
     if mean is None:
@@ -126,9 +126,9 @@ def _leave(
     residual: Residual,
     eps: float,
     post_norm: bool,
-    keep: Optional[Tensor],
+    keep: Tensor | None,
     backend: str,
-) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The output of a branch, with mean and 1 / σ of the norm after it."""
     mean = rstd = None
     if post_norm:
@@ -144,14 +144,14 @@ def _leave(
 
 def _leave_backward(
     dout: Tensor,
-    v: Optional[Tensor],
+    v: Tensor | None,
     residual: Residual,
-    mean: Optional[Tensor],
-    rstd: Optional[Tensor],
-    keep: Optional[Tensor],
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    keep: Tensor | None,
     dtype: torch.dtype,
     backend: str,
-) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradient e (B H W, C) of v / γ, and those of the norm's weight and bias."""
     e = dout.to(dtype) if keep is None else dout.to(dtype) * _per_sample(keep).to(dtype)
     if v is None:
@@ -163,8 +163,8 @@ def _leave_backward(
 
 
 def _product_backward(
-    e: Tensor, g: Tensor, weight: Tensor, bias: Tensor, gamma: Optional[Tensor]
-) -> Tuple[Tensor, Tensor, Tensor, Optional[Tensor]]:
+    e: Tensor, g: Tensor, weight: Tensor, bias: Tensor, gamma: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of g, weight, bias and γ for γ (weight g + bias), from e, which leaves γ out."""
     q_bias = column_sums(e)
     if gamma is None:
@@ -175,7 +175,7 @@ def _product_backward(
     return dg, q_weight * scale[:, None], q_bias * scale, dgamma
 
 
-def _depthwise(y: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
+def _depthwise(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     if weight is None:
         return y
     y = F.conv2d(y.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight))
@@ -183,8 +183,8 @@ def _depthwise(y: Tensor, weight: Optional[Tensor], bias: Optional[Tensor]) -> T
 
 
 def _depthwise_backward(
-    da: Tensor, y: Tensor, weight: Optional[Tensor]
-) -> Tuple[Tensor, Optional[Tensor], Optional[Tensor]]:
+    da: Tensor, y: Tensor, weight: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if weight is None:
         return da, None, None
     dy, dweight, dbias = torch.ops.aten.convolution_backward(
@@ -347,7 +347,7 @@ class _Conduction(torch.autograd.Function):
         return (None,) * 6 + tuple(cast_like(grads, inputs))
 
 
-def _split(q: Tensor, channels: int) -> Tuple[Tensor, Optional[Tensor]]:
+def _split(q: Tensor, channels: int) -> tuple[Tensor, Tensor | None]:
     """phi and gate, or phi alone, as views."""
     return (q, None) if q.shape[-1] == channels else (q[..., :channels], q[..., channels:])
 
@@ -446,9 +446,7 @@ class _Mlp(torch.autograd.Function):
         return (None,) * 5 + tuple(cast_like(grads, inputs))
 
 
-def _norm_gate(
-    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
-) -> Tensor:
+def _norm_gate(u: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     n = F.layer_norm(u, u.shape[-1:], weight, bias, eps)
     return n if gate is None else n * F.silu(gate)
 
@@ -458,7 +456,7 @@ def _residual_ref(
     branch: Tensor,
     residual: Residual,
     post_norm: bool,
-    keep: Optional[Tensor],
+    keep: Tensor | None,
     eps: float,
 ) -> Tensor:
     if post_norm:
@@ -474,7 +472,7 @@ def vheat_conduction_ref(
     weights: ConductionWeights,
     residual: Residual,
     post_norm: bool = False,
-    keep: Optional[Tensor] = None,
+    keep: Tensor | None = None,
     eps: float = 1e-5,
     inner_eps: float = 1e-5,
 ) -> Tensor:
@@ -495,7 +493,7 @@ def vheat_mlp_ref(
     weights: MlpWeights,
     residual: Residual,
     post_norm: bool = False,
-    keep: Optional[Tensor] = None,
+    keep: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
     """:func:`vheat_mlp` in plain torch, differentiable any number of times."""
@@ -521,7 +519,7 @@ def vheat_conduction(
     weights: ConductionWeights,
     residual: Residual,
     post_norm: bool = False,
-    keep: Optional[Tensor] = None,
+    keep: Tensor | None = None,
     eps: float = 1e-5,
     inner_eps: float = 1e-5,
     recompute: bool = True,
@@ -566,7 +564,7 @@ def vheat_mlp(
     weights: MlpWeights,
     residual: Residual,
     post_norm: bool = False,
-    keep: Optional[Tensor] = None,
+    keep: Tensor | None = None,
     eps: float = 1e-5,
     recompute: bool = True,
     backend: str = 'auto',

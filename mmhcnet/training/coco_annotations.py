@@ -4,7 +4,7 @@ Such a file may be half a gigabyte of JSON. So it is not parsed another time: th
 through ``COCOAPI``, and what that has read is looked at before the data set goes on.
 """
 
-from typing import Any, List, Optional
+from typing import Any
 
 from mmengine.registry import DATASETS
 
@@ -23,7 +23,7 @@ def build_dataset(settings: dict) -> Any:
     return DATASETS.build(_through_observed(settings))
 
 
-def left_out_of(dataset: Any) -> Optional[List[str]]:
+def left_out_of(dataset: Any) -> list[str] | None:
     """Boxes that a data set without wrappers left out of its file, or None if it is not known."""
     return getattr(dataset, _LEFT_OUT, None)
 

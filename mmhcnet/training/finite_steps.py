@@ -7,7 +7,7 @@ reads the verdict on an iteration while the device is at work on the next one.
 """
 
 from collections import defaultdict
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, NamedTuple, Optional
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -23,7 +23,7 @@ from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
 
 
-def image_paths(data_batch: Any) -> List[str]:
+def image_paths(data_batch: Any) -> list[str]:
     """Files that a batch comes from, as far as its pipeline packs ``img_path``."""
     samples = data_batch.get('data_samples') or [] if isinstance(data_batch, dict) else []
     return [str(path) for path in (getattr(sample, 'img_path', None) for sample in samples) if path]
@@ -43,9 +43,9 @@ class RunningStatistics:
     def __init__(self, model: nn.Module):
         self._modules = [module for module in model.modules() if module._buffers]
         # Module -> (its buffers, their numbers of writes, their copies).
-        self._kept: Dict[nn.Module, Tuple[List[Tensor], List[int], List[Tensor]]] = {}
+        self._kept: dict[nn.Module, tuple[list[Tensor], list[int], list[Tensor]]] = {}
 
-    def _changed(self) -> List[Tuple[nn.Module, List[Tensor]]]:
+    def _changed(self) -> list[tuple[nn.Module, list[Tensor]]]:
         found = []
         for module in self._modules:
             buffers = [buffer for buffer in module._buffers.values() if buffer is not None]
@@ -95,7 +95,7 @@ class RunningStatistics:
             _copy(news, [part.view_as(buffer) for part, buffer in zip(parts, news)])
 
 
-def _copy(targets: List[Tensor], sources: List[Tensor]) -> None:
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     if hasattr(torch, '_foreach_copy_'):
         torch._foreach_copy_(targets, sources)
         return
@@ -104,7 +104,7 @@ def _copy(targets: List[Tensor], sources: List[Tensor]) -> None:
         target.copy_(source)
 
 
-def _alike(pairs: List[Tuple[Tensor, Tensor]]) -> List[Tuple[List[Tensor], List[Tensor]]]:
+def _alike(pairs: list[tuple[Tensor, Tensor]]) -> list[tuple[list[Tensor], list[Tensor]]]:
     """Pairs of tensors as pairs of lists, one for each dtype and device."""
     groups = defaultdict(lambda: ([], []))
     for first, second in pairs:
@@ -131,10 +131,10 @@ class _Verdict(NamedTuple):
     event: Optional['torch.cuda.Event']
     stepped: bool
     scaled: bool
-    paths: List[str]
+    paths: list[str]
 
 
-def _on_its_way(flags: Tensor) -> Tuple[Tensor, Optional['torch.cuda.Event']]:
+def _on_its_way(flags: Tensor) -> tuple[Tensor, Optional['torch.cuda.Event']]:
     """A copy of a tensor on the host, and the event after which it is there."""
     if not flags.is_cuda:
         return flags, None
@@ -179,12 +179,12 @@ class FiniteHook(Hook):
         self._succeeded_since = 0
         self._handles: list = []
         # Losses of the forward passes since the last look at them.
-        self._losses: List[Tensor] = []
+        self._losses: list[Tensor] = []
         # 1 if one since the last step was not finite; on the device.
-        self._own_losses_bad: Optional[Tensor] = None
+        self._own_losses_bad: Tensor | None = None
         # (losses, gradients) on all ranks, 1 where not finite, once a step was tried.
-        self._bad: Optional[Tensor] = None
-        self._unread: List[_Verdict] = []
+        self._bad: Tensor | None = None
+        self._unread: list[_Verdict] = []
         # The optimizer has our found_inf, and not a scaler's.
         self._lent = False
 
@@ -193,8 +193,9 @@ class FiniteHook(Hook):
         self._statistics = RunningStatistics(model)
         self._handles = [model.register_forward_hook(self._see_losses)]
         for wrapper in self._wrappers(runner):
+            scaled = self._scaled(wrapper)
 
-            def before_step(optimizer, args, kwargs, scaled=self._scaled(wrapper)):
+            def before_step(optimizer, args, kwargs, scaled=scaled):
                 self._before_step(optimizer, scaled)
 
             self._handles += [
@@ -203,7 +204,7 @@ class FiniteHook(Hook):
             ]
 
     @staticmethod
-    def _wrappers(runner: Runner) -> List[OptimWrapper]:
+    def _wrappers(runner: Runner) -> list[OptimWrapper]:
         wrapper = runner.optim_wrapper
         return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
@@ -298,7 +299,7 @@ class FiniteHook(Hook):
 
     @torch.no_grad()
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         wrappers = self._wrappers(runner)
         stepped, scaled = self._bad is not None, any(map(self._scaled, wrappers))

@@ -4,17 +4,18 @@ A second look at each file would cost a network file system another round trip. 
 read through a file backend that judges the bytes as they pass by.
 """
 
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Tuple, Union
+from typing import Any
 
 from mmengine.fileio import LocalBackend, get, register_backend
 
 from .sample_rules import BadSample, is_cut, png_size
 
 BACKEND = 'mmhcnet.images'
-_SEEN: ContextVar[Optional[dict]] = ContextVar('seen', default=None)
+_SEEN: ContextVar[dict | None] = ContextVar('seen', default=None)
 
 
 @register_backend(BACKEND)
@@ -29,7 +30,7 @@ class ImageBackend(LocalBackend):
         super().__init__()
         self.refuse_cut = refuse_cut
 
-    def get(self, filepath: Union[str, Path]) -> bytes:
+    def get(self, filepath: str | Path) -> bytes:
         """Bytes of a file, or of a URI as mmengine finds its storage.
 
         Raises:
@@ -48,7 +49,7 @@ class ImageBackend(LocalBackend):
 
 
 @contextmanager
-def images_seen() -> Iterator[Dict[str, Optional[Tuple[int, int]]]]:
+def images_seen() -> Iterator[dict[str, tuple[int, int] | None]]:
     """Files that are read through :class:`ImageBackend` within the block, with their PNG sizes."""
     token = _SEEN.set({})
     try:

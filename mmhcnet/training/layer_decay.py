@@ -6,7 +6,6 @@ Their own constructors know ConvNeXt (and BEiT) by name only. mmpretrain's asks 
 
 import math
 from itertools import accumulate
-from typing import List, Optional, Union
 
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
@@ -38,7 +37,7 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
         ValueError: A setting out of range, or a backbone without ``get_layer_depth``.
     """
 
-    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: Optional[dict] = None):
+    def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None):
         settings = dict(paramwise_cfg or {})
         self.decay_rate = settings.pop('decay_rate', None)
         self.decay_type = settings.pop('decay_type', 'layer_wise')
@@ -61,7 +60,7 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
             )
         decays = optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None
         if decays and not any(name in settings for name in (*_DECAY_MULTS, 'custom_keys')):
-            settings.update({name: 0.0 for name in _DECAY_MULTS})
+            settings.update(dict.fromkeys(_DECAY_MULTS, 0.0))
             settings['custom_keys'] = {name: dict(decay_mult=0.0) for name in _NO_DECAY}
         # Without any option mmengine would make a single group.
         settings.setdefault('custom_keys', {})
@@ -69,10 +68,10 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
 
     def add_params(
         self,
-        params: List[dict],
+        params: list[dict],
         module: nn.Module,
         prefix: str = '',
-        is_dcn_module: Optional[Union[int, float]] = None,
+        is_dcn_module: int | float | None = None,
     ) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
         if prefix:

@@ -9,8 +9,9 @@ import bisect
 import os
 import signal
 import threading
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable, List, Optional, Tuple, Union
+from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
@@ -63,7 +64,7 @@ def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
     return loader
 
 
-def _function_of(collate_fn: Union[str, dict, Callable]) -> Callable:
+def _function_of(collate_fn: str | dict | Callable) -> Callable:
     """The function that a data loader's ``collate_fn`` stands for."""
     settings = dict(collate_fn) if isinstance(collate_fn, dict) else dict(type=collate_fn)
     function = settings.pop('type')
@@ -112,7 +113,7 @@ def _check_batches(dataloader: DataLoader, endless: bool) -> None:
         )
 
 
-def _validate_if_due(loop: Union[EpochBasedTrainLoop, BaseLoop], done: int, end: int) -> None:
+def _validate_if_due(loop: EpochBasedTrainLoop | BaseLoop, done: int, end: int) -> None:
     """Validate after so many epochs or iterations, if it is time and was not done yet.
 
     A checkpoint is written before the validation of the same moment. So a run that is resumed from
@@ -153,7 +154,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         max_epochs: int,
         val_begin: int = 1,
         val_interval: int = 1,
-        dynamic_intervals: Optional[List[Tuple[int, int]]] = None,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         super().__init__(
             runner,
@@ -220,7 +221,7 @@ class IterTrainLoop(BaseLoop):
         max_iters: int,
         val_begin: int = 1,
         val_interval: int = 1000,
-        dynamic_intervals: Optional[List[Tuple[int, int]]] = None,
+        dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
         super().__init__(runner, _seeded_loader(runner, dataloader, endless=True))
         _check_batches(self.dataloader, endless=True)

@@ -1,7 +1,8 @@
 """A cluster takes the machine back (SIGTERM): write a checkpoint and end."""
 
 import signal
-from typing import Any, Dict, Optional, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from mmengine.dist import all_reduce, is_distributed
@@ -33,9 +34,9 @@ class PreemptionHook(Hook):
 
     def __init__(self, signals: Sequence[str] = ('SIGTERM',)):
         self.signals = [signal.Signals[name] for name in signals]
-        self.received: Optional[signal.Signals] = None
+        self.received: signal.Signals | None = None
         # Signal -> its handler before training.
-        self._former: Dict[signal.Signals, Any] = {}
+        self._former: dict[signal.Signals, Any] = {}
 
     def before_train(self, runner: Runner) -> None:
         for number in self.signals:
@@ -52,7 +53,7 @@ class PreemptionHook(Hook):
         signal.signal(number, signal.SIG_DFL if former is signal.SIG_IGN else former)
 
     def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
         stop = torch.tensor(int(self.received is not None))
         if is_distributed():
@@ -70,7 +71,7 @@ class PreemptionHook(Hook):
         runner: Runner,
         batch_idx: int,
         data_batch: Any = None,
-        outputs: Optional[Sequence] = None,
+        outputs: Sequence | None = None,
     ) -> None:
         if self.received is not None:
             self._end(runner, 'a validation: the newest checkpoint stays the last one')

@@ -5,8 +5,9 @@ run starts at any iteration without loading the data before it.
 """
 
 import random
+from collections.abc import Iterator, Sequence
 from itertools import islice
-from typing import Any, Iterator, List, Optional, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class NumberedBatches:
         sampler: Sampler,
         batch_size: int,
         drop_last: bool = False,
-        batch_sampler: Optional[dict] = None,
+        batch_sampler: dict | None = None,
         endless: bool = False,
     ):
         self.sampler = sampler
@@ -86,7 +87,7 @@ class NumberedBatches:
         if hasattr(self.sampler, 'seed'):
             self.sampler.seed = seed
 
-    def _passes(self) -> Iterator[List[int]]:
+    def _passes(self) -> Iterator[list[int]]:
         yield from self.batches
         epoch = 0
         while self.endless:
@@ -95,7 +96,7 @@ class NumberedBatches:
                 self.sampler.set_epoch(epoch)
             yield from self.batches
 
-    def __iter__(self) -> Iterator[List[Draw]]:
+    def __iter__(self) -> Iterator[list[Draw]]:
         rank = get_rank()
         for number, batch in enumerate(islice(self._passes(), self.skip, None), self.iteration):
             yield [

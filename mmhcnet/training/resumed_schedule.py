@@ -5,7 +5,7 @@ schedule whatever the config says.
 """
 
 import warnings
-from typing import Any, Dict, List
+from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
@@ -17,7 +17,7 @@ from mmhcnet.registry import HOOKS
 _POSITION = ('last_step', '_global_step', '_last_value', 'verbose')
 
 
-def _identity(state: Dict[str, Any]) -> Dict[str, Any]:
+def _identity(state: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in state.items() if key not in _POSITION}
 
 
@@ -69,7 +69,7 @@ class ResumedScheduleHook(Hook):
             f'with epoch {epoch + 1}, iteration {epoch * now + 1}.'
         )
 
-    def _go_on(self, runner: Runner, checkpoint: dict, schedulers: List[Any]) -> None:
+    def _go_on(self, runner: Runner, checkpoint: dict, schedulers: list[Any]) -> None:
         if any(hasattr(scheduler, 'need_val_args') for scheduler in schedulers):
             raise UserError(
                 'param_scheduler is another one than in the checkpoint, and one of its parts '
@@ -107,7 +107,7 @@ class ResumedScheduleHook(Hook):
         )
 
     @staticmethod
-    def _step(schedulers: List[Any], by_epoch: bool) -> None:
+    def _step(schedulers: list[Any], by_epoch: bool) -> None:
         for scheduler in schedulers:
             if scheduler.by_epoch == by_epoch:
                 scheduler.step()

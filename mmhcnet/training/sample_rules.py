@@ -9,8 +9,9 @@ import io
 import json
 import math
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Dict, Iterator, Optional, Sequence, Tuple, Union
+from typing import Any
 
 from mmhcnet.errors import UserError
 
@@ -31,7 +32,7 @@ class BadAnnotations(UserError):
     """Annotations that must not be read any further."""
 
 
-def is_cut(file: Union[str, bytes]) -> bool:
+def is_cut(file: str | bytes) -> bool:
     """Whether a JPEG or PNG file ends before its image does.
 
     What follows the image does not matter: phones put films there. A file without an end marker is
@@ -45,7 +46,7 @@ def is_cut(file: Union[str, bytes]) -> bool:
     return not _has_end(content) and not _decodes(content)
 
 
-def _content(file: Union[str, bytes]) -> bytes:
+def _content(file: str | bytes) -> bytes:
     return file if isinstance(file, bytes) else Path(file).read_bytes()
 
 
@@ -85,7 +86,7 @@ def _decodes(content: bytes) -> bool:
     return True
 
 
-def png_size(file: Union[str, bytes]) -> Optional[Tuple[int, int]]:
+def png_size(file: str | bytes) -> tuple[int, int] | None:
     """Height and width that a PNG file states, or None for a file of another format.
 
     Args:
@@ -103,7 +104,7 @@ def _wraps(dataset: Any) -> bool:
     return hasattr(inner, '__getitem__') and not isinstance(inner, (str, list, tuple, dict))
 
 
-def source_of(dataset: Any, index: int) -> Tuple[Any, int]:
+def source_of(dataset: Any, index: int) -> tuple[Any, int]:
     """The data set inside wrappers that a sample comes from, and the sample's index there.
 
     Args:
@@ -147,7 +148,7 @@ def ids_without_class(labels: Any, classes: int, ignore_index: int) -> Any:
 
 
 def check_sample(
-    sample: Any, dataset: Any, seen: Optional[Dict[str, Optional[Tuple[int, int]]]] = None
+    sample: Any, dataset: Any, seen: dict[str, tuple[int, int] | None] | None = None
 ) -> None:
     """Look at what a pipeline of OpenMMLab has packed; anything else passes.
 
@@ -202,7 +203,7 @@ def is_left_out(box: Sequence[float], width: float, height: float) -> bool:
     return w < LEAST_SIDE or h < LEAST_SIDE or not inside
 
 
-def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
+def boxes_left_out(ann_file: str | dict) -> Iterator[str]:
     """The annotations of a COCO file that mmdet's data set passes over because of their box.
 
     Args:
@@ -225,7 +226,7 @@ def boxes_left_out(ann_file: Union[str, dict]) -> Iterator[str]:
             )
 
 
-def absurd_coordinates(annotation: dict, image: dict) -> Optional[str]:
+def absurd_coordinates(annotation: dict, image: dict) -> str | None:
     """What of an annotation of COCO's form no image can have, or None.
 
     Args:

@@ -2,8 +2,9 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, List, NamedTuple, Set
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ class Loaded(NamedTuple):
     """A sample or a batch, and what could not be read before it in its place."""
 
     data: Any
-    faults: List[str]
+    faults: list[str]
 
 
 def path_of(dataset: Any, index: int) -> str:
@@ -85,7 +86,7 @@ class Collate:
     def __init__(self, function: Callable):
         self.function = function
 
-    def __call__(self, samples: List[Loaded]) -> Any:
+    def __call__(self, samples: list[Loaded]) -> Any:
         batch = self.function([sample.data for sample in samples])
         faults = [fault for sample in samples for fault in sample.faults]
         if faults and isinstance(batch, dict):
@@ -123,7 +124,7 @@ class DataFaultHook(Hook):
         self.patience = patience
         self.drawn = self.bad = self.bad_in_epoch = 0
         # Annotation files of validation and testing.
-        self._looked_at: Set[str] = set()
+        self._looked_at: set[str] = set()
 
     def before_train(self, runner: Runner) -> None:
         if not is_main_process():
@@ -157,7 +158,7 @@ class DataFaultHook(Hook):
                 self._looked_at.add(file)
                 refuse_absurd_annotations(json.loads(Path(file).read_bytes()), file)
 
-    def after_loading(self, runner: Runner, faults: List[str]) -> None:
+    def after_loading(self, runner: Runner, faults: list[str]) -> None:
         """Our training loops call this with what could not be read for a batch."""
         for fault in faults:
             # Errors are logged by every rank.

@@ -1,8 +1,8 @@
 """A full disk ends no training because of a line in a log."""
 
 import logging
+from collections.abc import Callable
 from functools import wraps
-from typing import Any, Callable
 
 from mmengine.logging import print_log
 from mmengine.visualization import LocalVisBackend as _LocalVisBackend

@@ -1,7 +1,7 @@
 """matplotlib without its global state: no backend is chosen, no setting stays changed."""
 
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -12,7 +12,7 @@ STYLE = {'font.size': 11, 'savefig.bbox': 'tight', 'image.interpolation': 'neare
 styled = matplotlib.rc_context(STYLE)
 
 
-def new_figure(size: Tuple[float, float]) -> Figure:
+def new_figure(size: tuple[float, float]) -> Figure:
     """A figure of so many inches that lays itself out."""
     figure = Figure(figsize=size, layout='constrained')
     FigureCanvasAgg(figure)
@@ -20,7 +20,7 @@ def new_figure(size: Tuple[float, float]) -> Figure:
 
 
 @styled
-def draw_row(maps: Dict[str, Any], out: Path, label: str, photo: Any = None, **style: Any) -> None:
+def draw_row(maps: dict[str, Any], out: Path, label: str, photo: Any = None, **style: Any) -> None:
     """Write maps side by side with one colour bar, over a photo if there is one.
 
     Args:

@@ -1,7 +1,7 @@
 """Where classifiers look: Grad-CAM of several models side by side on one photo."""
 
 from pathlib import Path
-from typing import List, NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ class Cam(NamedTuple):
     map: np.ndarray
 
 
-def as_maps(x: Tensor, size: Tuple[int, int]) -> Tensor:
+def as_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
     """Activations of a layer as (B, C, H, W), from tokens or channels-last maps too.
 
     Args:
@@ -55,7 +55,7 @@ def last_layer(model: nn.Module) -> str:
 
 
 def explain(
-    model: nn.Module, picture, name: str, layer: Optional[str] = None, label: Optional[int] = None
+    model: nn.Module, picture, name: str, layer: str | None = None, label: int | None = None
 ) -> Cam:
     """Grad-CAM of a classifier.
 
@@ -98,7 +98,7 @@ def explain(
     return Cam(name, layer, label, 100 * scores[label].item(), found)
 
 
-def draw(picture, cams: List[Cam], out: Path) -> List[str]:
+def draw(picture, cams: list[Cam], out: Path) -> list[str]:
     """Writes the photo and the maps over it; returns a line per model."""
     draw_row(
         {f'{cam.name}\nclass {cam.label}, score {cam.score:.1f} %': cam.map for cam in cams},

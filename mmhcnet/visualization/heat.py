@@ -3,7 +3,7 @@ layer and channel, and an animation of one channel on its way through the layers
 
 from collections import defaultdict
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +29,11 @@ class Heat(NamedTuple):
     before: Tensor
     after: Tensor
     k: Tensor
-    fourier: Optional[Tensor]
-    left: Optional[Tensor]
+    fourier: Tensor | None
+    left: Tensor | None
 
 
-def conduction_layers(model: nn.Module) -> Dict[str, nn.Module]:
+def conduction_layers(model: nn.Module) -> dict[str, nn.Module]:
     """By name, in the order in which they run.
 
     Raises:
@@ -53,7 +53,7 @@ def conduction_layers(model: nn.Module) -> Dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def record(model: nn.Module, image: Tensor) -> Dict[str, Heat]:
+def record(model: nn.Module, image: Tensor) -> dict[str, Heat]:
     """Runs the backbone and notes what every conduction layer does; image (1, 3, H, W)."""
     layers = conduction_layers(model)
     seen, hooks = defaultdict(dict), []
@@ -99,7 +99,7 @@ def _hcnet(layer: HeatConduction, z: Tensor) -> Heat:
 
 
 def _vheat(
-    layer: SpectralConduction, mixed: Tensor, after: Tensor, k: Optional[Tensor] = None
+    layer: SpectralConduction, mixed: Tensor, after: Tensor, k: Tensor | None = None
 ) -> Heat:
     height, width, channels = after.shape[1:]
     if k is None:
@@ -114,7 +114,7 @@ def _vheat(
     )
 
 
-def stages(heats: Dict[str, Heat]) -> List[List[str]]:
+def stages(heats: dict[str, Heat]) -> list[list[str]]:
     """Names of the layers, those on maps of the same size together."""
     groups = defaultdict(list)
     for name, heat in heats.items():
@@ -122,7 +122,7 @@ def stages(heats: Dict[str, Heat]) -> List[List[str]]:
     return list(groups.values())
 
 
-def liveliest(heats: List[Heat]) -> int:
+def liveliest(heats: list[Heat]) -> int:
     """The channel that conduction changes most, in units of what varies in it."""
     moved = sum(
         (h.after - h.before).flatten(1).norm(dim=1) / h.before.flatten(1).std(dim=1).clamp(min=1e-6)
@@ -132,7 +132,7 @@ def liveliest(heats: List[Heat]) -> int:
 
 
 @styled
-def draw_maps(heats: Dict[str, Heat], names: List[str], out: Path) -> None:
+def draw_maps(heats: dict[str, Heat], names: list[str], out: Path) -> None:
     figure = new_figure((13, 3.6 * len(names)))
     rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
     for row, name in zip(rows, names):
@@ -155,7 +155,7 @@ def draw_maps(heats: Dict[str, Heat], names: List[str], out: Path) -> None:
 
 
 @styled
-def draw_rates(heats: Dict[str, Heat], out: Path) -> None:
+def draw_rates(heats: dict[str, Heat], out: Path) -> None:
     layers = list(heats.values())
     rates = torch.full((len(layers), max(len(h.k) for h in layers)), float('nan'))
     for row, heat in zip(rates, layers):
@@ -218,7 +218,7 @@ def draw_rates(heats: Dict[str, Heat], out: Path) -> None:
 
 
 @styled
-def draw_diffusion(heats: Dict[str, Heat], names: List[str], channel: int, out: Path) -> None:
+def draw_diffusion(heats: dict[str, Heat], names: list[str], channel: int, out: Path) -> None:
     """One channel before and after each layer of a stage, as an animation."""
     from PIL import Image
 
@@ -248,10 +248,10 @@ def draw(
     model: nn.Module,
     picture,
     out: Path,
-    layers: Optional[List[str]] = None,
+    layers: list[str] | None = None,
     stage: int = 1,
-    channel: Optional[int] = None,
-) -> Dict[str, Heat]:
+    channel: int | None = None,
+) -> dict[str, Heat]:
     """Writes maps.png, rates.png and diffusion.gif into the folder ``out``.
 
     Args:

@@ -2,7 +2,6 @@
 last feature map, and the share of pixels that move it by more than a threshold."""
 
 from pathlib import Path
-from typing import Dict, List
 
 import torch
 from matplotlib.colors import PowerNorm
@@ -61,7 +60,7 @@ def inputs(model: nn.Module, pictures: list, size: int, noise: int) -> Tensor:
     return torch.cat(squares)
 
 
-def draw(fields: Dict[str, Tensor], out: Path) -> List[str]:
+def draw(fields: dict[str, Tensor], out: Path) -> list[str]:
     """Writes the picture; returns a line per model with its share of pixels."""
     shares = {
         name: 100 * (field > THRESHOLD).float().mean().item() for name, field in fields.items()

@@ -3,7 +3,6 @@ and vHeat, effective receptive fields and Grad-CAM of all models side by side.""
 
 import html
 from pathlib import Path
-from typing import List
 
 from mmhcnet.inference.model import load_model, model_name
 
@@ -31,11 +30,11 @@ def rates(heats: dict) -> str:
     return f'<table>{"".join(rows)}</table>'
 
 
-def lines(texts: List[str]) -> str:
+def lines(texts: list[str]) -> str:
     return ''.join(f'<li>{html.escape(text)}</li>' for text in texts)
 
 
-def write_report(picture, models: List[tuple], out: Path, size: int) -> Path:
+def write_report(picture, models: list[tuple], out: Path, size: int) -> Path:
     """Writes index.html and its pictures; returns the page.
 
     Args:

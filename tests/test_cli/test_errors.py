@@ -54,7 +54,8 @@ def test_several_lines_become_one():
         (KeyError('img'), "key 'img' is missing"),
         (
             TypeError("DataLoader.__init__() got an unexpected keyword argument 'batchsize'"),
-            "DataLoader has no argument 'batchsize'; did you mean 'batch_size'? It takes: dataset, ",
+            "DataLoader has no argument 'batchsize'; did you mean 'batch_size'? It takes: "
+            "dataset, ",
         ),
         (
             KeyError('AdamWW is not in the mmengine::optimizer registry. Please check'),

@@ -10,8 +10,8 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmhcnet
-from mmhcnet.datasets.digits import write_digits
 from mmhcnet.cli.config import load_config
+from mmhcnet.datasets.digits import write_digits
 from mmhcnet.models.backbones.hcnet import ARCHS as HCNET_ARCHS
 from mmhcnet.models.backbones.vheat import ARCHS as VHEAT_ARCHS
 

@@ -33,7 +33,7 @@ def seeds(folder):
             for name in ('os.mkdir', 'open', 'through a log', 'a storage in a storage')
         }
     )
-    for name, value in values.items():
+    for value in values.values():
         for zipped in (True, False):
             path = folder / f'{len(found)}.pth'
             torch.save(value, path, _use_new_zipfile_serialization=zipped)

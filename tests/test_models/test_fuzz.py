@@ -23,7 +23,7 @@ out_indices = st.sets(st.integers(0, 3), min_size=1).map(sorted).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, *HALF])
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def model_of(cls, out_indices, dtype):
     torch.manual_seed(0)
     model = cls(arch=dict(ARCH, **CLASSES[cls]), out_indices=out_indices)

@@ -256,7 +256,8 @@ def test_what_training_leaves_out_is_a_warning(task, inject, expected, check, co
         (
             'detection',
             'model.roi_head.bbox_head.num_classes=7',
-            'model.roi_head.bbox_head.num_classes: is 7, and the data set has 10 classes: set it to 10',
+            'model.roi_head.bbox_head.num_classes: is 7, and the data set has 10 classes: '
+            'set it to 10',
         ),
         (
             'segmentation',

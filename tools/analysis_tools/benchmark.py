@@ -24,9 +24,10 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import product
-from typing import Callable, List, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -184,7 +185,7 @@ def left_out(case: Case, error: Exception) -> None:
     )
 
 
-def measure(cases: List[Case], args: argparse.Namespace) -> List[dict]:
+def measure(cases: list[Case], args: argparse.Namespace) -> list[dict]:
     """Times of all cases of one image size, interleaved; one dict per case that does not fail."""
     warm, steps, repeats = [], [], []
     for case in tqdm(cases, desc=f'warm-up at {cases[0].size}', leave=False):
@@ -234,7 +235,7 @@ def environment(args: argparse.Namespace) -> str:
     return f'torch {torch.__version__}, {name}{tf32}{clock}'
 
 
-def draw(rows: List[dict], path: str, title: str) -> None:
+def draw(rows: list[dict], path: str, title: str) -> None:
     """Throughput and memory against resolution, one line per model and mode."""
     import matplotlib
 
@@ -276,7 +277,7 @@ def draw(rows: List[dict], path: str, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def table(rows: List[dict]) -> str:
+def table(rows: list[dict]) -> str:
     """The rows as a Markdown table."""
     lines = ['| ' + ' | '.join(FIELDS) + ' |', '|' + ' --- |' * len(FIELDS)]
     lines += ['| ' + ' | '.join(str(row[field]) for field in FIELDS) + ' |' for row in rows]

@@ -15,10 +15,11 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ class Listening(Hook):
         self.hook.after_loading(runner, faults=[])
 
 
-def measured_hooks() -> Dict[str, Hook]:
+def measured_hooks() -> dict[str, Hook]:
     return {
         'FiniteHook': HOOKS.build(dict(type='mmhcnet.FiniteHook')),
         'DataFaultHook': Listening(),
@@ -135,13 +136,13 @@ class TurnsLoop(BaseLoop):
     def __init__(self, runner: Runner, dataloader: dict, rounds: int, size: int):
         super().__init__(runner, dataloader)
         self.rounds = rounds
-        self.rows: List[list] = []
+        self.rows: list[list] = []
         batch = dataloader['batch_size']
         self.batch = dict(
             inputs=torch.randn(batch, 3, size, size), labels=torch.randint(1000, (batch,))
         )
 
-    def step(self, hooks: List[Hook]) -> float:
+    def step(self, hooks: list[Hook]) -> float:
         start = now()
         for hook in hooks:
             hook.before_train_iter(self.runner, batch_idx=self.iter, data_batch=self.batch)
@@ -185,7 +186,7 @@ class TurnsLoop(BaseLoop):
             )
 
 
-def measure_hooks(args: argparse.Namespace, work_dir: str) -> List[list]:
+def measure_hooks(args: argparse.Namespace, work_dir: str) -> list[list]:
     optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))
     runner = Runner(
         Classifier(args.model, args.batch_norms),
@@ -236,11 +237,11 @@ def in_turns(
 
 
 class Photos(BaseDataset):
-    def load_data_list(self) -> List[dict]:
+    def load_data_list(self) -> list[dict]:
         return [dict(img_path=str(path), gt_label=0) for path in sorted(self.data_root.iterdir())]
 
 
-def measure_samples(rounds: int, folder: Path) -> Optional[tuple]:
+def measure_samples(rounds: int, folder: Path) -> tuple | None:
     """Loading and cropping photos of ImageNet's usual size, with the looks of DataFaultHook."""
     try:
         import mmcv.transforms  # noqa: F401 (registers the steps)

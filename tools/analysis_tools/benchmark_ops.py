@@ -8,7 +8,8 @@ for a GPU; on a CPU the references are compared with themselves.
 """
 
 import argparse
-from typing import Callable, Iterator, NamedTuple, Tuple
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Case(NamedTuple):
     inputs: tuple
 
 
-def cases(batch: int, dtype: torch.dtype, device: str) -> Iterator[Tuple[int, Case]]:
+def cases(batch: int, dtype: torch.dtype, device: str) -> Iterator[tuple[int, Case]]:
     """Size of a map, and what to run on it."""
 
     def field(channels: int, size: int) -> Tensor:

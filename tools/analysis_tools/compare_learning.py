@@ -16,9 +16,10 @@ import functools
 import json
 import statistics
 import time
+from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Callable, Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -42,7 +43,7 @@ TOLERANCE = 0.05
 FIELDS = ['purpose', 'data', 'model', 'seed', 'lr', 'epochs', 'parameters', 'seconds', 'accuracies']
 
 
-def widths(width: int) -> List[int]:
+def widths(width: int) -> list[int]:
     """Of the four stages. The stems of HcNet and vHeat halve the first."""
     return [width // 2 * 2, 2 * width, 3 * width, 4 * width]
 
@@ -122,7 +123,7 @@ def parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def width_of(model: Model) -> int:
     """The width that comes nearest to HcNet's parameters."""
     target = parameters(MODELS['HcNet'].build(WIDTH))
@@ -145,7 +146,7 @@ def initialise(model: nn.Module) -> None:
 # Data
 
 
-def read_split(folder: Path) -> Tuple[Tensor, Tensor]:
+def read_split(folder: Path) -> tuple[Tensor, Tensor]:
     """Images (N, 3, S, S) uint8 and labels (N,) of class folders."""
     images, labels = [], []
     for label, name in enumerate(sorted(p.name for p in folder.iterdir() if p.is_dir())):
@@ -156,7 +157,7 @@ def read_split(folder: Path) -> Tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), torch.tensor(labels)
 
 
-def read_data(folder: str, most: int, held_out: bool) -> Tuple[tuple, tuple]:
+def read_data(folder: str, most: int, held_out: bool) -> tuple[tuple, tuple]:
     """Training and test images; to tune with, a fifth of the training images is the test."""
     root = Path(folder)
     x, y = read_split(root / 'train')
@@ -180,7 +181,7 @@ def crop(x: Tensor, rng: torch.Generator) -> Tensor:
 # Training
 
 
-def train(job: Job, most: int, device: str, threads: int) -> Dict[str, object]:
+def train(job: Job, most: int, device: str, threads: int) -> dict[str, object]:
     """One row of the table."""
     torch.set_num_threads(threads)
     (x, y), (x_test, y_test) = read_data(job.data, most, held_out=job.purpose == 'tune')
@@ -236,7 +237,7 @@ class Runs:
 
     def __init__(self, path: Path):
         self.path = path
-        self.rows: Dict[Job, dict] = {}
+        self.rows: dict[Job, dict] = {}
         if path.exists():
             with open(path, newline='') as file:
                 for row in csv.DictReader(file):
@@ -253,7 +254,7 @@ class Runs:
             int(row['epochs']),
         )
 
-    def complete(self, jobs: List[Job], args: argparse.Namespace) -> None:
+    def complete(self, jobs: list[Job], args: argparse.Namespace) -> None:
         """Train what is not there yet."""
         left = [job for job in jobs if job not in self.rows]
         run = functools.partial(train, most=args.most, device=args.device, threads=args.threads)
@@ -272,7 +273,7 @@ class Runs:
         return json.loads(self.rows[job]['accuracies'])[-1]
 
 
-def best_rates(runs: Runs, args: argparse.Namespace) -> Dict[str, float]:
+def best_rates(runs: Runs, args: argparse.Namespace) -> dict[str, float]:
     """The learning rate of each architecture."""
     names = {MODELS[name].architecture: name for name in reversed(args.models)}
     tried = {
@@ -288,7 +289,7 @@ def best_rates(runs: Runs, args: argparse.Namespace) -> Dict[str, float]:
 # What comes out
 
 
-def curves(runs: Runs, jobs: Dict[Tuple[str, str], List[Job]]) -> Dict[Tuple[str, str], np.ndarray]:
+def curves(runs: Runs, jobs: dict[tuple[str, str], list[Job]]) -> dict[tuple[str, str], np.ndarray]:
     """Accuracies (seeds, epochs) of each (data, model)."""
     return {
         key: np.array([json.loads(runs.rows[job]['accuracies']) for job in group])
@@ -296,7 +297,7 @@ def curves(runs: Runs, jobs: Dict[Tuple[str, str], List[Job]]) -> Dict[Tuple[str
     }
 
 
-def draw(found: Dict[Tuple[str, str], np.ndarray], data: List[str], path: Path) -> None:
+def draw(found: dict[tuple[str, str], np.ndarray], data: list[str], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(data), figsize=(7 * len(data), 5), squeeze=False, layout='constrained'
     )
@@ -326,7 +327,7 @@ def title_of(folder: str) -> str:
 
 
 def table(
-    runs: Runs, jobs: Dict[Tuple[str, str], List[Job]], data: List[str], models: List[str]
+    runs: Runs, jobs: dict[tuple[str, str], list[Job]], data: list[str], models: list[str]
 ) -> str:
     """Markdown: mean and deviation over the seeds, of the last epoch."""
     lines = [

@@ -8,7 +8,7 @@ import argparse
 import logging
 import warnings
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from mmhcnet.cli.config import load_config, stock_config
 from mmhcnet.cli.errors import one_line_errors
@@ -27,10 +27,10 @@ class Row(NamedTuple):
 
     name: str
     config: str
-    params: Optional[float] = None
-    macs: Optional[float] = None
+    params: float | None = None
+    macs: float | None = None
     score: str = MISSING
-    options: Dict[str, object] = {}
+    options: dict[str, object] = {}
     folded: bool = False
 
     @property
@@ -49,7 +49,7 @@ class Measured(NamedTuple):
     model: Complexity
 
 
-def hcnet(pattern: str, published: List[tuple], stencils: bool = False) -> List[Row]:
+def hcnet(pattern: str, published: list[tuple], stencils: bool = False) -> list[Row]:
     rows = []
     for size, figures in zip('tsb', published):
         row = Row(f'HcNet-{size.upper()}', 'configs/' + pattern.format(size), *figures)
@@ -227,7 +227,7 @@ FILTERS = [
 ]
 
 
-def measure(rows: List[Row]) -> List[Measured]:
+def measure(rows: list[Row]) -> list[Measured]:
     measured = []
     for row in rows:
         config = row.config if '::' in row.config else str(ROOT / row.config)
@@ -238,14 +238,14 @@ def measure(rows: List[Row]) -> List[Measured]:
     return measured
 
 
-def beside(value: float, published: Optional[float], unit: str) -> str:
+def beside(value: float, published: float | None, unit: str) -> str:
     """Three cells: measured, published, the difference in per cent of the published one."""
     if published is None:
         return f'{value:.2f} {unit} | {MISSING} | '
     return f'{value:.2f} {unit} | {published:g} {unit} | {100 * (value / published - 1):+.1f} %'
 
 
-def table(rows: List[Measured], score: str) -> str:
+def table(rows: list[Measured], score: str) -> str:
     lines = [
         f'| model | parameters | published | difference | MACs | published | difference | '
         f'{score}, not reproduced here | arguments of get_flops.py |',
@@ -260,7 +260,7 @@ def table(rows: List[Measured], score: str) -> str:
     return '\n'.join(lines)
 
 
-def find(rows: List[Measured], name: str) -> Measured:
+def find(rows: list[Measured], name: str) -> Measured:
     return next(m for m in rows if m.row.name == name)
 
 
@@ -274,7 +274,7 @@ def table_1() -> str:
     return '\n'.join(lines)
 
 
-def why_s_and_b(rows: List[Measured]) -> str:
+def why_s_and_b(rows: list[Measured]) -> str:
     """Which change of depth would take S and B from table 1 to table 2."""
     text = []
     for size in 'SB':
@@ -306,7 +306,7 @@ def why_s_and_b(rows: List[Measured]) -> str:
     return '\n'.join(f'- {line}' for line in text)
 
 
-def why_35m(rows: List[Measured], classifiers: List[Measured]) -> str:
+def why_35m(rows: list[Measured], classifiers: list[Measured]) -> str:
     ours, swin = find(rows, 'HcNet-T'), find(rows, 'Swin-T')
     heads = [(m.model.params - m.backbone.params) / 1e6 for m in (ours, swin)]
     backbone = ours.backbone.params / 1e6
@@ -321,7 +321,7 @@ def why_35m(rows: List[Measured], classifiers: List[Measured]) -> str:
     )
 
 
-def about_vheat(rows: List[Measured], detectors: List[Measured], segmentors: List[Measured]) -> str:
+def about_vheat(rows: list[Measured], detectors: list[Measured], segmentors: list[Measured]) -> str:
     lines = []
     for size, m in zip('TSB', rows[::2]):
         folded = find(rows, f'{m.row.name}, folded')
@@ -360,7 +360,7 @@ def about_vheat(rows: List[Measured], detectors: List[Measured], segmentors: Lis
     return '\n'.join(f'- {line}' for line in text)
 
 
-def about_ablations(rows: List[Measured], filters: List[Measured]) -> str:
+def about_ablations(rows: list[Measured], filters: list[Measured]) -> str:
     one = find(filters, 'HcNet-T, without filter'), find(filters, 'HcNet-T, with filter')
     fixed, gate = find(rows, 'HcNet-T, k = 1.0'), find(rows, 'HcNet-T, k input-dependent')
     return (

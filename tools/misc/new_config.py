@@ -8,7 +8,7 @@ segmentor. The data is only read.
 
 import os
 from pathlib import Path
-from typing import Any, List, Optional, Tuple
+from typing import Any
 
 from mmengine.config import Config
 from tqdm import tqdm
@@ -28,7 +28,6 @@ from mmhcnet.datasets.layouts import (
     palette,
 )
 from mmhcnet.errors import UserError
-
 
 WIDTH = 100
 
@@ -124,7 +123,7 @@ def without_zero_label(pipeline: Any) -> Any:
     return pipeline
 
 
-def classification(cfg: Config, layout: Layout, root: str) -> List[str]:
+def classification(cfg: Config, layout: Layout, root: str) -> list[str]:
     number = len(layout.classes)
 
     def dataset(part: Part, split: str) -> dict:
@@ -157,7 +156,7 @@ def classification(cfg: Config, layout: Layout, root: str) -> List[str]:
     return blocks
 
 
-def detection(cfg: Config, layout: Layout, root: str) -> List[str]:
+def detection(cfg: Config, layout: Layout, root: str) -> list[str]:
     number = len(layout.classes)
     meta = dict(classes=layout.classes, palette=palette(number))
 
@@ -187,7 +186,7 @@ def detection(cfg: Config, layout: Layout, root: str) -> List[str]:
     ]
 
 
-def segmentation(cfg: Config, layout: Layout, root: str) -> List[str]:
+def segmentation(cfg: Config, layout: Layout, root: str) -> list[str]:
     number = len(layout.classes)
     meta = dict(classes=layout.classes, palette=palette(number))
 
@@ -230,8 +229,8 @@ TASKS = dict(
 )
 
 
-def base_of(name: str) -> Tuple[str, str]:
-    """How a config names its base, one of ours by its name and another one by its path; its path."""
+def base_of(name: str) -> tuple[str, str]:
+    """How a config names its base (one of ours by its name, another by its path), and its path."""
     ours = name[len('configs/') :] if name.startswith('configs/') else name
     try:
         return f"__import__('mmhcnet').config({ours!r})", mmhcnet.config(ours)
@@ -241,7 +240,7 @@ def base_of(name: str) -> Tuple[str, str]:
         return repr(os.path.abspath(name)), name
 
 
-def write(base: str, data: str, out: str, names: Optional[List[str]]) -> Config:
+def write(base: str, data: str, out: str, names: list[str] | None) -> Config:
     """Writes the config; returns it as it was read back."""
     if os.path.exists(out):
         raise UserError(f"'{out}' exists already: name another file, or remove it")

@@ -8,7 +8,7 @@ Nothing is changed. Exit code 1 if something has to be fixed.
 
 import logging
 import sys
-from typing import Iterable, Set
+from collections.abc import Iterable
 
 from mmengine.config import Config
 from tqdm import tqdm
@@ -26,7 +26,7 @@ def progress(indices):
     return tqdm(indices, leave=False, disable=None, unit='sample')
 
 
-def report(findings: Iterable[check.Finding]) -> Set[str]:
+def report(findings: Iterable[check.Finding]) -> set[str]:
     """Prints findings by kind; returns their levels."""
     levels = set()
     for kind, group in check.grouped(findings).items():
@@ -38,7 +38,7 @@ def report(findings: Iterable[check.Finding]) -> Set[str]:
     return levels
 
 
-def report_data_set(data_set: check.DataSetCheck, full: bool) -> Set[str]:
+def report_data_set(data_set: check.DataSetCheck, full: bool) -> set[str]:
     settings = data_set.source.settings
     kind = settings['type'] if isinstance(settings['type'], str) else settings['type'].__name__
     print(f"{data_set.source.split}: {kind} in {settings.get('data_root') or '.'}")
@@ -54,7 +54,7 @@ def report_data_set(data_set: check.DataSetCheck, full: bool) -> Set[str]:
     return levels
 
 
-def check_split(cfg: Config, split: str, full: bool) -> Set[str]:
+def check_split(cfg: Config, split: str, full: bool) -> set[str]:
     judged = check.SplitCheck(cfg, split)
     missing = list(judged.missing())
     if missing:

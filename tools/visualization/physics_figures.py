@@ -3,7 +3,6 @@
 import argparse
 import math
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
 
 import matplotlib
 import torch
@@ -27,23 +26,23 @@ plt.rcParams.update(
 
 # Amplitude of each mode cos(mπy) cos(nπx) of the initial temperature.
 MODES = {(0, 0): 1.0, (1, 0): 0.7, (1, 2): -0.5, (3, 1): 0.2}
-STENCILS: Dict[str, Optional[Tuple[float, ...]]] = {
+STENCILS: dict[str, tuple[float, ...] | None] = {
     'w = ¼, ¼, ¼, ¼': (0.25, 0.25, 0.25, 0.25),
     'w = 0.4, 0.4, 0.1, 0.1': (0.4, 0.4, 0.1, 0.1),
     'isotropic (published code)': None,
 }
 
 
-def weights(w: Optional[Tuple[float, ...]]) -> Optional[Tensor]:
+def weights(w: tuple[float, ...] | None) -> Tensor | None:
     return None if w is None else torch.tensor([w], dtype=torch.float64)
 
 
-def diffusivity(w: Optional[Tuple[float, ...]]) -> Tuple[float, float]:
+def diffusivity(w: tuple[float, ...] | None) -> tuple[float, float]:
     """Along H and W, for k = 1: of the isotropic stencil 6 of 8 neighbours lie off each axis."""
     return (3 / 8, 3 / 8) if w is None else ((w[0] + w[1]) / 2, (w[2] + w[3]) / 2)
 
 
-def fourier_solution(n: int, w: Optional[Tuple[float, ...]], time: float) -> Tensor:
+def fourier_solution(n: int, w: tuple[float, ...] | None, time: float) -> Tensor:
     """The Fourier series of the insulated unit square at the centres of n x n cells."""
     (a, b), x = diffusivity(w), (torch.arange(n).double() + 0.5) / n
     return sum(
@@ -55,7 +54,7 @@ def fourier_solution(n: int, w: Optional[Tuple[float, ...]], time: float) -> Ten
     )[None, None]
 
 
-def run(z: Tensor, w: Optional[Tuple[float, ...]], k: float, steps: int) -> List[Tensor]:
+def run(z: Tensor, w: tuple[float, ...] | None, k: float, steps: int) -> list[Tensor]:
     """Fields (1, 1, H, W) after 0, 1, ... steps."""
     fields = [z]
     for _ in range(steps):
@@ -63,13 +62,13 @@ def run(z: Tensor, w: Optional[Tuple[float, ...]], k: float, steps: int) -> List
     return fields
 
 
-def slope(x: List[float], y: List[float]) -> float:
+def slope(x: list[float], y: list[float]) -> float:
     """Of the straight line through log y over log x."""
     x, y = (torch.tensor(values, dtype=torch.float64).log() for values in (x, y))
     return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
-def fourier(out: Path) -> List[str]:
+def fourier(out: Path) -> list[str]:
     """Fields next to the series, and the error over the size of the grid."""
     k, end = 0.9, 0.05
     n = 32
@@ -118,7 +117,7 @@ def fourier(out: Path) -> List[str]:
     return said
 
 
-def stability(out: Path) -> List[str]:
+def stability(out: Path) -> list[str]:
     """Noise after many steps, on either side of k Σw = 1."""
     figure, axis = plt.subplots(figsize=(6.5, 4.5))
     torch.manual_seed(0)
@@ -152,7 +151,7 @@ def stability(out: Path) -> List[str]:
     return said
 
 
-def heat_and_bounds(out: Path) -> List[str]:
+def heat_and_bounds(out: Path) -> list[str]:
     """Total heat, and the hottest and coldest pixel, over the steps."""
     torch.manual_seed(0)
     z = torch.rand(1, 1, 32, 32, dtype=torch.float64)
@@ -181,7 +180,7 @@ def heat_and_bounds(out: Path) -> List[str]:
     return said
 
 
-def two_operators(out: Path) -> List[str]:
+def two_operators(out: Path) -> list[str]:
     """What vHeat's operator and HcNet's step leave of a mode; the limit of small k."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.5), layout='constrained')
     theta = torch.linspace(0, math.pi, 200)

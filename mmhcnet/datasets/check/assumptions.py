@@ -1,7 +1,8 @@
 """What model, preprocessor, metrics, loops and hooks assume about the data: the config alone."""
 
 from collections import Counter
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from mmengine.config import Config
@@ -15,7 +16,7 @@ from .findings import Finding, listed
 from .sources import Source
 
 
-def parts(settings: Any, key: str) -> Iterator[Tuple[str, dict]]:
+def parts(settings: Any, key: str) -> Iterator[tuple[str, dict]]:
     """All dicts within a config's value, with their keys, the outermost first."""
     if isinstance(settings, dict):
         yield key, settings
@@ -26,7 +27,7 @@ def parts(settings: Any, key: str) -> Iterator[Tuple[str, dict]]:
             yield from parts(value, f'{key}.{i}')
 
 
-def preprocessor_of(cfg: Config) -> Tuple[str, dict]:
+def preprocessor_of(cfg: Config) -> tuple[str, dict]:
     """Key and settings of the data preprocessor, that of the model before the shared one."""
     inner = cfg.get('model', {}).get('data_preprocessor')
     return (
@@ -93,7 +94,7 @@ def heads(cfg: Config, classes: int) -> Iterator[Finding]:
 def _class_weights(key: str, head: dict, classes: int) -> Iterator[Finding]:
     background = 'loss_cls' in head and 'roi_head' in key
     for name, loss in head.items():
-        for i, one in enumerate(as_list(loss) if name.startswith('loss') else []):
+        for one in as_list(loss) if name.startswith('loss') else []:
             weights = one.get('class_weight')
             wanted = head.get('out_channels') or classes + background
             if isinstance(weights, (list, tuple)) and len(weights) != wanted:
@@ -110,7 +111,7 @@ def ignore_index(cfg: Config, source: Source) -> Iterator[Finding]:
     ignored = getattr(source.lazy, 'ignore_index', None)
     if cfg.get('default_scope') != 'mmseg' or ignored is None:
         return
-    stated: Dict[str, int] = {}
+    stated: dict[str, int] = {}
     if source.split == 'train':
         for key, part in parts(cfg.get('model') or {}, 'model'):
             if 'num_classes' in part:
@@ -184,13 +185,13 @@ def sampler_and_loop(cfg: Config, split: str) -> Iterator[Finding]:
 
 
 # What a run may call the best by, of the metrics that our recipes and their relatives have.
-def _accuracy(metric: Any) -> List[str]:
+def _accuracy(metric: Any) -> list[str]:
     if metric.thrs is None or metric.thrs == (0.0,):
         return [f'top{k}' for k in metric.topk]
     return []
 
 
-def _coco(metric: Any) -> List[str]:
+def _coco(metric: Any) -> list[str]:
     names = []
     for kind in metric.metrics:
         if kind in ('bbox', 'segm') and metric.metric_items is None:
@@ -202,7 +203,7 @@ def _coco(metric: Any) -> List[str]:
     return names
 
 
-def _iou(metric: Any) -> List[str]:
+def _iou(metric: Any) -> list[str]:
     names = dict(
         mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall']
     )
@@ -212,13 +213,13 @@ def _iou(metric: Any) -> List[str]:
 _NAMES = dict(Accuracy=_accuracy, CocoMetric=_coco, IoUMetric=_iou)
 
 
-def metric_names(evaluators: Dict[str, dict]) -> Optional[List[str]]:
+def metric_names(evaluators: dict[str, dict]) -> list[str] | None:
     """Names under which metrics report, or None where one is not known here.
 
     Args:
         evaluators (dict): Settings by config key; each metric is built, but for its files.
     """
-    names: List[str] = []
+    names: list[str] = []
     for settings in evaluators.values():
         kind = str(settings.get('type')).split('.')[-1]
         if kind not in _NAMES:
@@ -234,7 +235,7 @@ def metric_names(evaluators: Dict[str, dict]) -> Optional[List[str]]:
     return names
 
 
-def save_best(cfg: Config, evaluators: Dict[str, dict]) -> Iterator[Finding]:
+def save_best(cfg: Config, evaluators: dict[str, dict]) -> Iterator[Finding]:
     """Whether the metric that the best checkpoint is chosen by is among those that are measured."""
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     wanted = hook.get('save_best')
@@ -287,7 +288,7 @@ def sizes_and_channels(cfg: Config, source: Source) -> Iterator[Finding]:
         )
 
 
-def _least_size(backbone: dict) -> Optional[int]:
+def _least_size(backbone: dict) -> int | None:
     kind = (
         MODELS.get(backbone['type'])
         if isinstance(backbone.get('type'), str)
@@ -304,7 +305,7 @@ def _least_size(backbone: dict) -> Optional[int]:
         return None
 
 
-def _fixed_size(cfg: Config, source: Source) -> Optional[int]:
+def _fixed_size(cfg: Config, source: Source) -> int | None:
     """The smaller side of what a pipeline makes, where it does not depend on the image."""
     _, preprocessor = preprocessor_of(cfg)
     if preprocessor.get('size') or preprocessor.get('pad_size_divisor'):

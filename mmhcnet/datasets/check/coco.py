@@ -3,7 +3,7 @@
 import math
 import os
 from collections import Counter
-from typing import Dict, Iterator, List, Optional, Sequence, Tuple
+from collections.abc import Iterator, Sequence
 
 from mmhcnet.cli.errors import explain
 from mmhcnet.training.sample_rules import absurd_coordinates, is_left_out
@@ -46,7 +46,7 @@ class CocoFile(Annotations):
             for metric in source.evaluators.values()
             if is_coco(metric) and not metric.get('format_only')
         )
-        self.content: Optional[dict] = None
+        self.content: dict | None = None
         # Whether any category is among the classes; otherwise nothing follows from their number.
         self.fits = True
 
@@ -134,7 +134,7 @@ class CocoFile(Annotations):
         self.content = content
 
     @property
-    def _needed(self) -> Dict[str, Tuple[str, ...]]:
+    def _needed(self) -> dict[str, tuple[str, ...]]:
         """Keys that are read of each entry."""
         scores = [
             metric for metric in self.source.evaluators.values() if not metric.get('format_only')
@@ -288,7 +288,7 @@ class CocoFile(Annotations):
                 '(with_mask=False, no mask head)',
             )
 
-    def _objects(self) -> Iterator[Tuple[int, object, bool]]:
+    def _objects(self) -> Iterator[tuple[int, object, bool]]:
         """Label, id of the image, and whether it is a crowd, of each annotation that is used."""
         numbers = {name: i for i, name in enumerate(self.source.classes or [])}
         categories = {
@@ -316,13 +316,13 @@ class CocoFile(Annotations):
                 yield label, annotation['image_id'], crowd
 
     @property
-    def counts(self) -> Optional[Counts]:
+    def counts(self) -> Counts | None:
         """Objects, images and crowds of each class, or None without legible annotations."""
         if self.content is None or not self.fits:
             return None
         classes = self.source.classes or []
         objects, crowds = [0] * len(classes), [0] * len(classes)
-        seen: List[set] = [set() for _ in classes]
+        seen: list[set] = [set() for _ in classes]
         for label, image, crowd in self._objects():
             (crowds if crowd else objects)[label] += 1
             if not crowd:
@@ -421,7 +421,7 @@ def _is_box(box: object) -> bool:
     )
 
 
-def _box_finding(where: str, box: Sequence, image: dict) -> Optional[Finding]:
+def _box_finding(where: str, box: Sequence, image: dict) -> Finding | None:
     if not _is_box(box):
         return Finding(
             'malformed boxes', where, f'bbox is {box}', 'write [x, y, width, height] in pixels'

@@ -1,8 +1,9 @@
 """What a check says: errors, warnings, what was not looked at, and how many samples a class has."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Dict, Iterable, List, NamedTuple, Sequence
+from typing import NamedTuple
 
 ERROR, WARNING, NOT_CHECKED = 'ERROR', 'WARNING', 'not checked'
 # Classes that are named in a finding, and rows of a table; the others are counted.
@@ -36,7 +37,7 @@ class Finding(NamedTuple):
         return f'{self.level} {self.text}'
 
 
-def grouped(findings: Iterable[Finding]) -> Dict[str, List[Finding]]:
+def grouped(findings: Iterable[Finding]) -> dict[str, list[Finding]]:
     """Findings by kind, in the order in which they came, errors before warnings."""
     groups = defaultdict(list)
     for finding in findings:
@@ -65,19 +66,19 @@ class Counts:
         total (int): Samples of the data set.
     """
 
-    classes: List[str]
-    columns: Dict[str, List[int]]
+    classes: list[str]
+    columns: dict[str, list[int]]
     read: int
     total: int
-    lines: List[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
 
     @property
-    def empty(self) -> List[str]:
+    def empty(self) -> list[str]:
         """Classes that do not occur."""
         first = next(iter(self.columns.values()))
         return [name for name, number in zip(self.classes, first) if not number]
 
-    def table(self) -> List[str]:
+    def table(self) -> list[str]:
         """Lines for a person: a class a row, of many classes the most and the least frequent."""
         first = next(iter(self.columns.values()))
         total = sum(first) or 1

@@ -2,14 +2,14 @@
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Dict, Iterator, List, Optional
 
 from .findings import WARNING, Counts, Finding, listed
 from .sources import Annotations, Source
 
 
-def files_below(folder: str) -> List[str]:
+def files_below(folder: str) -> list[str]:
     """Paths of all files below a folder, relative to it, sorted."""
     return sorted(
         os.path.relpath(os.path.join(root, name), folder)
@@ -29,10 +29,10 @@ class ClassFolders(Annotations):
         super().__init__(source)
         self.root = self.dataset.img_prefix
         self.names = source.classes
-        self.counts: Optional[Counts] = None
+        self.counts: Counts | None = None
 
     @property
-    def classes(self) -> Optional[list]:
+    def classes(self) -> list | None:
         """Names of the classes as they are in the data, or None where it has only numbers."""
         return (
             self._folders()
@@ -40,7 +40,7 @@ class ClassFolders(Annotations):
             else self.names
         )
 
-    def _folders(self) -> List[str]:
+    def _folders(self) -> list[str]:
         return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir())
 
     def quick(self) -> Iterator[Finding]:
@@ -131,8 +131,8 @@ class ClassFolders(Annotations):
     def _lines(self) -> Iterator[Finding]:
         heads = self.source.cfg.get('model', {}).get('head') or {}
         expected = heads.get('num_classes') if self.names is None else len(self.names)
-        self.paths: Dict[str, str] = {}
-        labels: List[int] = []
+        self.paths: dict[str, str] = {}
+        labels: list[int] = []
         for number, line in enumerate(Path(self.dataset.ann_file).read_text().splitlines(), 1):
             name, _, label = line.strip().rpartition(' ')
             where = f'{self.dataset.ann_file}:{number}'

@@ -1,7 +1,7 @@
 """Images as their own pipeline loads them."""
 
 import os
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 from mmhcnet.training.sample_rules import is_cut
 
@@ -9,7 +9,7 @@ from .findings import ERROR, Finding
 from .sources import Loaded, Source
 
 
-def file_fault(path: str) -> Optional[str]:
+def file_fault(path: str) -> str | None:
     """What is wrong with an image file that could not be loaded, or None if it is intact."""
     if not os.path.isfile(path):
         return 'is not there'
@@ -19,7 +19,7 @@ def file_fault(path: str) -> Optional[str]:
     return f'is truncated ({size} bytes)' if is_cut(path) else None
 
 
-def unreadable(loaded: Loaded, source: Source) -> Optional[Finding]:
+def unreadable(loaded: Loaded, source: Source) -> Finding | None:
     """A finding where a sample does not load, or loads although its file is cut short."""
     files = [
         loaded.info[key]

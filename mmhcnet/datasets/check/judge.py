@@ -1,7 +1,7 @@
 """The judgement of a config's data, put together: its quick part, and all of it."""
 
 import logging
-from typing import Dict, Generator, Iterable, Iterator, List, Optional, Union
+from collections.abc import Generator, Iterable, Iterator
 
 import numpy as np
 from mmengine.config import Config
@@ -27,7 +27,7 @@ from .sources import Progress, Source, build_full, sample_of, sources_of
 FEW, SAMPLE = 4, 200
 # Samples that go through the whole pipeline.
 WHOLE = 3
-Annotations = Union[CocoFile, ClassFolders, LabelMaps, ListedSamples]
+Annotations = CocoFile | ClassFolders | LabelMaps | ListedSamples
 
 
 def _annotations_of(source: Source) -> Annotations:
@@ -55,7 +55,7 @@ class DataSetCheck:
 
     def __init__(self, source: Source):
         self.source = source
-        self.annotations: Optional[Annotations] = None
+        self.annotations: Annotations | None = None
         self.read = self.total = 0
 
     def _begin(self) -> Iterator[Finding]:
@@ -80,7 +80,7 @@ class DataSetCheck:
             if self.source.cfg.get('default_scope') == 'mmpretrain':
                 yield from assumptions.top_k(self.source, classes)
 
-    def _number_of_classes(self) -> Optional[int]:
+    def _number_of_classes(self) -> int | None:
         names = getattr(self.annotations, 'classes', self.source.classes)
         if isinstance(names, str) or not getattr(self.annotations, 'fits', True):
             return None
@@ -93,7 +93,7 @@ class DataSetCheck:
         if isinstance(self.annotations, LabelMaps) and not _fatal(found):
             yield from self._common_to_all()
 
-    def _of_annotations(self, look: str) -> Generator[Finding, None, Optional[List[Finding]]]:
+    def _of_annotations(self, look: str) -> Generator[Finding, None, list[Finding] | None]:
         """What a look at the annotations and the model finds; returns that of the annotations, or
         None where these are not known."""
         yield from self._begin()
@@ -107,13 +107,13 @@ class DataSetCheck:
     def _common_to_all(self) -> Iterator[Finding]:
         """What is wrong with each of a few samples. Training copes with single bad ones."""
         indices = sample_of(len(self.source.full), FEW)
-        kinds: Dict[str, List[Finding]] = {}
+        kinds: dict[str, list[Finding]] = {}
         for finding in self._samples(indices, self.annotations.sample):
             kinds.setdefault(finding.kind, []).append(finding)
         everywhere = [found[0] for found in kinds.values() if len(found) == len(indices)]
         yield from everywhere or self.annotations.whole()
 
-    def thorough(self, most: Optional[int], progress: Progress) -> Iterator[Finding]:
+    def thorough(self, most: int | None, progress: Progress) -> Iterator[Finding]:
         """All that can be found out.
 
         Args:
@@ -166,7 +166,7 @@ class DataSetCheck:
         yield from self._empty_classes()
 
     @property
-    def counts(self) -> Optional[Counts]:
+    def counts(self) -> Counts | None:
         """Samples of each class, as far as they are known."""
         return getattr(self.annotations, 'counts', None)
 
@@ -306,7 +306,7 @@ def differing_classes(cfg: Config, splits: Iterable[str]) -> Iterator[Finding]:
                 )
 
 
-def absent_classes(cfg: Config, splits: Iterable[str], most: int = SAMPLE) -> List[str]:
+def absent_classes(cfg: Config, splits: Iterable[str], most: int = SAMPLE) -> list[str]:
     """Lines on classes that do not occur in a split, and what that means for its metric.
 
     Args:

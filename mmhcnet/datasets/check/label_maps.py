@@ -1,8 +1,8 @@
 """Segmentation: pairs of an image and a label map of ids."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, List, Optional, Set
 
 import numpy as np
 from mmengine.fileio import list_dir_or_file
@@ -28,10 +28,10 @@ class LabelMaps(Annotations):
             type(self.dataset).METAINFO if self.dataset.label_map else self.dataset.metainfo
         ).get('classes')
         self.known = len(known) if known is not None else None
-        self.pixels: Optional[np.ndarray] = None
+        self.pixels: np.ndarray | None = None
         self.maps = np.zeros(0, int)
         self.ignored = self.read = 0
-        self.values: Set[int] = set()
+        self.values: set[int] = set()
 
     def quick(self) -> Iterator[Finding]:
         """Classes, and whether there are files."""
@@ -117,7 +117,7 @@ class LabelMaps(Annotations):
                 WARNING,
             )
 
-    def _stems(self, folder: str, suffix: str) -> List[str]:
+    def _stems(self, folder: str, suffix: str) -> list[str]:
         return sorted(
             name[: -len(suffix)]
             for name in list_dir_or_file(
@@ -203,7 +203,7 @@ class LabelMaps(Annotations):
         self.read += 1
 
     @property
-    def counts(self) -> Optional[Counts]:
+    def counts(self) -> Counts | None:
         """Pixels and label maps of each class, or None where no label map was read."""
         if self.pixels is None:
             return None

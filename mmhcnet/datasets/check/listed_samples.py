@@ -1,6 +1,6 @@
 """Data sets of other types, judged by the samples that they list."""
 
-from typing import Iterator, Optional
+from collections.abc import Iterator
 
 from .findings import NOT_CHECKED, Counts, Finding
 from .sources import Source
@@ -15,7 +15,7 @@ class ListedSamples:
 
     def __init__(self, source: Source):
         self.source = source
-        self.counts: Optional[Counts] = None
+        self.counts: Counts | None = None
 
     def quick(self) -> Iterator[Finding]:
         """Nothing, because the type's own files are not known."""

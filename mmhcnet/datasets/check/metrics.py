@@ -1,14 +1,14 @@
 """What a metric reads by itself, besides the data set."""
 
 import os
-from typing import Iterator, List
+from collections.abc import Iterator
 
 from .coco import is_coco
 from .findings import Finding
 from .sources import Source
 
 
-def own_files(sources: List[Source]) -> Iterator[Finding]:
+def own_files(sources: list[Source]) -> Iterator[Finding]:
     """Whether COCO's evaluation has the annotations of the images that are predicted.
 
     Args:

@@ -5,18 +5,11 @@ import copy
 import io
 import json
 import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import (
     Any,
-    Callable,
-    Dict,
-    Iterable,
-    Iterator,
-    List,
     NamedTuple,
-    Optional,
-    Sequence,
-    Set,
 )
 
 from mmengine.config import Config
@@ -28,7 +21,7 @@ from mmhcnet.cli.config import as_list, innermost_datasets
 Progress = Callable[[Sequence], Iterable]
 
 
-def sample_of(length: int, most: Optional[int]) -> range:
+def sample_of(length: int, most: int | None) -> range:
     """Evenly spaced indices, at most so many, or all."""
     return range(length) if most is None else range(0, length, -(-length // most) or 1)
 
@@ -57,7 +50,7 @@ class Loaded(NamedTuple):
 
     info: dict
     results: dict
-    error: Optional[Exception]
+    error: Exception | None
 
 
 class Source:
@@ -76,12 +69,12 @@ class Source:
         self.files = files
 
     @property
-    def steps(self) -> List[dict]:
+    def steps(self) -> list[dict]:
         """Steps of its pipeline, flat."""
         return list(steps_of(self.settings.get('pipeline') or []))
 
     @cached_property
-    def evaluators(self) -> Dict[str, dict]:
+    def evaluators(self) -> dict[str, dict]:
         """Config keys and settings of the metrics that score it."""
         key = f'{self.split}_evaluator'
         value = self.cfg.get(key)
@@ -109,13 +102,13 @@ class Source:
         return build_full(dict(self.settings, lazy_init=True, pipeline=[]))
 
     @property
-    def classes(self) -> Optional[list]:
+    def classes(self) -> list | None:
         """Names of the classes as far as they are known without reading data."""
         found = getattr(self.lazy, 'metainfo', {}).get('classes')
         return found if found is None or isinstance(found, str) else list(found)
 
     @cached_property
-    def storage(self) -> Optional[dict]:
+    def storage(self) -> dict | None:
         """``backend_args`` by which its images are read, or None for the disk."""
         found = [step['backend_args'] for step in self.steps if step.get('backend_args')]
         storage = found[0] if found else getattr(self.lazy, 'backend_args', None)
@@ -178,10 +171,10 @@ class Annotations:
         self.source = source
         self.dataset = source.lazy
         # Images that are named and not there, or that lack their label map.
-        self.missing: Set[str] = set()
+        self.missing: set[str] = set()
 
 
-def sources_of(cfg: Config, split: str) -> List[Source]:
+def sources_of(cfg: Config, split: str) -> list[Source]:
     """The data sets of a split without their wrappers."""
     loader = cfg.get(f'{split}_dataloader')
     if not loader:

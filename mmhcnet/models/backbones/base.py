@@ -1,4 +1,5 @@
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple, Union
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -11,10 +12,10 @@ from mmhcnet.tracing import is_compiling, is_exporting, is_transforming
 
 from .state_dict_family import check_fit, describe
 
-Arch = Union[str, Dict[str, Any]]
+Arch = str | dict[str, Any]
 
 
-def parse_arch(arch: Arch, zoo: Dict[str, dict]) -> dict:
+def parse_arch(arch: Arch, zoo: dict[str, dict]) -> dict:
     """The settings of an architecture given by name or as a dict.
 
     Args:
@@ -137,7 +138,7 @@ class HierarchicalBackbone(BaseModule):
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
-        init_cfg: Optional[dict],
+        init_cfg: dict | None,
     ):
         super().__init__(init_cfg)
         stages = len(depths)
@@ -166,7 +167,7 @@ class HierarchicalBackbone(BaseModule):
             self.add_module(f'norm{i}', norm(embed_dims[i]))
 
     @staticmethod
-    def _check_out_indices(out_indices: Sequence[int], stages: int) -> Tuple[int, ...]:
+    def _check_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
         legal = isinstance(out_indices, Sequence) and all(
             isinstance(i, int) and 0 <= i < stages for i in out_indices
         )
@@ -177,7 +178,7 @@ class HierarchicalBackbone(BaseModule):
             )
         return tuple(out_indices)
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """One feature map per out index.
 
         Args:
@@ -231,7 +232,7 @@ class HierarchicalBackbone(BaseModule):
                 part.eval()
             part.requires_grad_(False)
 
-    def stage_parts(self, i: int) -> List[Union[nn.Module, nn.Parameter]]:
+    def stage_parts(self, i: int) -> list[nn.Module | nn.Parameter]:
         """All that belongs to stage i: its blocks, the downsampling into it, its norm."""
         parts = [self.stages[i]]
         if i > 0:
@@ -240,7 +241,7 @@ class HierarchicalBackbone(BaseModule):
             parts.append(getattr(self, f'norm{i}'))
         return parts
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Where a parameter stands, for layer-wise learning-rate decay.
 
         The stem has depth 0, the blocks 1 to D in their order, and what is not of the backbone
@@ -267,7 +268,7 @@ class HierarchicalBackbone(BaseModule):
             return sum(sizes[: int(part[4:]) + 1]), total
         return (0 if part == 'stem' else total - 1), total
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # mmengine only warns of weights that do not fit, and goes on with random ones.
         found = describe(
             {

@@ -1,4 +1,4 @@
-from typing import Optional, Sequence, Union
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -103,7 +103,7 @@ class HcNet(HierarchicalBackbone):
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
         stencil: str = 'anisotropic',
-        k: Union[str, float] = 'input_dependent',
+        k: str | float = 'input_dependent',
         with_filter: bool = True,
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
@@ -111,7 +111,7 @@ class HcNet(HierarchicalBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         recompute: bool = True,
-        init_cfg: Optional[dict] = None,
+        init_cfg: dict | None = None,
     ):
 
         def block(channels: int, drop_path: float) -> HcBlock:

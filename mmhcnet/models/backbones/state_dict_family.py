@@ -1,5 +1,5 @@
 import re
-from typing import Dict, List, NamedTuple, Optional
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,14 +20,14 @@ class Weights(NamedTuple):
     """What a state dict of a backbone is of."""
 
     family: str
-    embed_dims: List[int]
-    depths: List[int]
+    embed_dims: list[int]
+    depths: list[int]
 
     def __str__(self) -> str:
         return f'{self.family} with embed_dims {self.embed_dims} and depths {self.depths}'
 
 
-def describe(state_dict: Dict[str, Tensor]) -> Optional[Weights]:
+def describe(state_dict: dict[str, Tensor]) -> Weights | None:
     """Family and size by the names and shapes in a state dict, whose keys have no prefix.
 
     Returns:
@@ -48,7 +48,7 @@ def describe(state_dict: Dict[str, Tensor]) -> Optional[Weights]:
     return None
 
 
-def check_fit(found: Optional[Weights], here: Weights) -> None:
+def check_fit(found: Weights | None, here: Weights) -> None:
     """Make sure that weights belong to a backbone; either may have fewer stages than the other.
 
     Args:

@@ -1,5 +1,5 @@
 import functools
-from typing import List, Optional, Sequence, Tuple, Union
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ class VHeatBlock(nn.Module):
         conduction: SpectralConduction,
         mlp: Mlp,
         post_norm: bool,
-        layer_scale: Optional[float],
+        layer_scale: float | None,
         drop_path: float,
         recompute: bool,
     ):
@@ -66,7 +66,7 @@ class VHeatBlock(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, freq_embed: Tensor | None) -> Tensor:
         """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         if may_fuse(self):
@@ -79,10 +79,10 @@ class VHeatBlock(nn.Module):
             x = self._add(x, self.mlp(self.norm2(x)), self.gamma2)
         return x.permute(0, 3, 1, 2)  # (B, C, H, W)
 
-    def _add(self, x: Tensor, branch: Tensor, gamma: Optional[Tensor]) -> Tensor:
+    def _add(self, x: Tensor, branch: Tensor, gamma: Tensor | None) -> Tensor:
         return x + self.drop_path(branch if gamma is None else branch * gamma)
 
-    def _fused(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+    def _fused(self, x: Tensor, freq_embed: Tensor | None) -> Tensor:
         conduction, mlp, dwconv = self.conduction, self.mlp, self.conduction.dwconv
         x = vheat_conduction(
             x,
@@ -163,14 +163,14 @@ class VHeat(HierarchicalBackbone):
         mlp_ratio: float = 4.0,
         with_dwconv: bool = True,
         with_gate: bool = True,
-        k: Union[str, float] = 'frequency',
+        k: str | float = 'frequency',
         drop_path_rate: float = 0.0,
         out_indices: Sequence[int] = (0, 1, 2, 3),
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
         recompute: bool = True,
-        init_cfg: Optional[dict] = None,
+        init_cfg: dict | None = None,
     ):
         arch = parse_arch(arch, ARCHS)
         post_norm, layer_scale = arch['post_norm'], arch['layer_scale']
@@ -212,7 +212,7 @@ class VHeat(HierarchicalBackbone):
             raise ValueError(
                 f'img_size must be an integer of at least {self.min_size}, got {img_size!r}'
             )
-        self.deploy_size: Optional[Tuple[int, int]] = None
+        self.deploy_size: tuple[int, int] | None = None
         self.freq_embed = (
             FreqEmbed(self._map_sizes((img_size, img_size)), arch['embed_dims'][: len(self.stages)])
             if k == 'frequency'
@@ -220,7 +220,7 @@ class VHeat(HierarchicalBackbone):
         )
         self._freeze()
 
-    def _map_sizes(self, size: Tuple[int, int]) -> List[Tuple[int, int]]:
+    def _map_sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
         """H and W of the map of every stage that is built, for an image of a size."""
         # Each convolution with stride 2 rounds up: the stem has two, a downsampling one.
         return [tuple(-(-n // 2 ** (i + 2)) for n in size) for i in range(len(self.stages))]
@@ -229,7 +229,7 @@ class VHeat(HierarchicalBackbone):
         """The frequency embedding of stage i, (H, W, C) for the map x (B, C, H, W), or None."""
         return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])),)
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         # An embedding is an input of all blocks of its stage: it counts with the first one.
         if param_name.startswith(f'{prefix}freq_embed.'):
             first = f'{prefix}stages.{param_name[len(prefix) :].split(".")[1]}.0.'
@@ -241,7 +241,7 @@ class VHeat(HierarchicalBackbone):
         own = [] if self.freq_embed is None else [self.freq_embed[i]]
         return super().stage_parts(i) + own
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """As :class:`HierarchicalBackbone`'s; after :meth:`switch_to_deploy` for one size only."""
         if self.deploy_size not in (None, tuple(x.shape[2:])):
             height, width = self.deploy_size
@@ -251,7 +251,7 @@ class VHeat(HierarchicalBackbone):
             )
         return super().forward(x)
 
-    def switch_to_deploy(self, input_size: Union[int, Tuple[int, int]]) -> None:
+    def switch_to_deploy(self, input_size: int | tuple[int, int]) -> None:
         """Folds ``freq_embed`` and ``to_k`` into one decay table per block, for one image size.
 
         The output stays the same and ``freq_embed``, ``to_k`` and ``k`` are gone, so the model

@@ -1,5 +1,3 @@
-from typing import Optional
-
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +20,7 @@ class DropPath(nn.Module):
         if not 0 <= drop_prob < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_prob}')
         self.drop_prob = drop_prob
-        self.keep: Optional[Tensor] = None
+        self.keep: Tensor | None = None
 
     def share_graphs(self, device: torch.device) -> None:
         """Holds the probability as a tensor, for layers on a device that are to be compiled.
@@ -32,7 +30,7 @@ class DropPath(nn.Module):
         """
         self.keep = torch.tensor(1 - self.drop_prob, device=device)
 
-    def factors(self, x: Tensor) -> Optional[Tensor]:
+    def factors(self, x: Tensor) -> Tensor | None:
         """What the samples of x (B, ...) are multiplied by, (B,), or None for 1."""
         if not self.training:
             return None

@@ -1,4 +1,4 @@
-from typing import Dict, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmhcnet.tracing import is_compiling
 
 
-def _resize(embedding: Tensor, size: Tuple[int, int]) -> Tensor:
+def _resize(embedding: Tensor, size: tuple[int, int]) -> Tensor:
     if embedding.shape[:2] == size:
         return embedding
     embedding = embedding.permute(2, 0, 1)[None]  # (1, C, H, W)
@@ -31,16 +31,16 @@ class FreqEmbed(nn.ParameterList):
         channels (Sequence[int]): C of each stage.
     """
 
-    def __init__(self, sizes: Sequence[Tuple[int, int]], channels: Sequence[int]):
+    def __init__(self, sizes: Sequence[tuple[int, int]], channels: Sequence[int]):
         super().__init__(
             [
                 nn.Parameter(nn.init.trunc_normal_(torch.empty(*size, c), std=0.02))
                 for size, c in zip(sizes, channels)
             ]
         )
-        self._kept: Dict[int, tuple] = {}
+        self._kept: dict[int, tuple] = {}
 
-    def at(self, stage: int, size: Tuple[int, int]) -> Tensor:
+    def at(self, stage: int, size: tuple[int, int]) -> Tensor:
         """The embedding of a stage for maps of H, W = ``size``: (H, W, C)."""
         embedding = self[stage]
         if embedding.shape[:2] == size:

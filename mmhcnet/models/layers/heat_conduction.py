@@ -1,5 +1,3 @@
-from typing import Union
-
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +38,7 @@ class HeatConduction(nn.Module):
         self,
         channels: int,
         stencil: str = 'anisotropic',
-        k: Union[str, float] = 'input_dependent',
+        k: str | float = 'input_dependent',
         drop_path: float = 0.0,
     ):
         super().__init__()

@@ -1,8 +1,7 @@
 import math
-from typing import Tuple, Union
 
 
-def parse_k(k: Union[str, float], modes: Tuple[str, ...]) -> Union[str, float]:
+def parse_k(k: str | float, modes: tuple[str, ...]) -> str | float:
     """The argument ``k`` of a conduction layer: one of its modes, or a fixed number as a float.
 
     Raises:

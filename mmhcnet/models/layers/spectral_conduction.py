@@ -1,5 +1,3 @@
-from typing import Optional, Union
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,7 +38,7 @@ class SpectralConduction(nn.Module):
         channels: int,
         with_dwconv: bool = True,
         with_gate: bool = True,
-        k: Union[str, float] = 'frequency',
+        k: str | float = 'frequency',
     ):
         super().__init__()
         self.dwconv = (
@@ -64,7 +62,7 @@ class SpectralConduction(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def decay_table(self, height: int, width: int, freq_embed: Optional[Tensor]) -> Tensor:
+    def decay_table(self, height: int, width: int, freq_embed: Tensor | None) -> Tensor:
         """exp(-(λ_n + λ_m) k): (H, W, C), with C = 1 where k is one number; ``decay``, if folded.
 
         Args:
@@ -84,7 +82,7 @@ class SpectralConduction(nn.Module):
                 k = F.softplus(self.k)
             return spectral_decay(k, height, width)
 
-    def forward(self, x: Tensor, freq_embed: Optional[Tensor]) -> Tensor:
+    def forward(self, x: Tensor, freq_embed: Tensor | None) -> Tensor:
         """(B, H, W, C) and (H, W, C) -> (B, H, W, C).
 
         ``freq_embed`` is needed for ``k='frequency'`` only.
@@ -102,7 +100,7 @@ class SpectralConduction(nn.Module):
         return self.fc_out(u)
 
     @torch.no_grad()
-    def switch_to_deploy(self, height: int, width: int, freq_embed: Optional[Tensor]) -> None:
+    def switch_to_deploy(self, height: int, width: int, freq_embed: Tensor | None) -> None:
         """Replaces k by its decay table for one map size, the buffer ``decay`` (H, W, C)."""
         self.decay = self.decay_table(height, width, freq_embed)
         self.to_k = self.k = None

@@ -1,7 +1,5 @@
 """The input-dependent conduction rate: one read of the field, then a product of small matrices."""
 
-from typing import Optional, Tuple
-
 import torch
 import triton
 import triton.language as tl
@@ -83,8 +81,8 @@ def _rate(
 
 @operator('conduction_rate_forward')
 def conduction_rate_forward(
-    z: Tensor, to_k: Tensor, keep: Optional[Tensor]
-) -> Tuple[Tensor, Tensor, Tensor]:
+    z: Tensor, to_k: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.conduction_rate_forward` as fused kernels, channels last."""
     z = channels_last(z)
     batch, channels, height, width = z.shape

@@ -7,8 +7,6 @@ more instructions than the nine taps: it is evaluated once per pixel of a strip 
 dy is needed on the margins.
 """
 
-from typing import Optional, Tuple
-
 import torch
 import triton
 import triton.language as tl
@@ -203,7 +201,7 @@ def _backward(
 
 
 @operator('gelu_dwconv_forward')
-def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> Tensor:
+def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Tensor | None) -> Tensor:
     """:func:`mmhcnet.ops.gelu_dwconv_forward` as a fused kernel, channels last."""
     p = channels_last(p)
     g = empty_like(p, p.dtype)
@@ -229,8 +227,8 @@ def gelu_dwconv_forward(p: Tensor, weight: Tensor, scale: Optional[Tensor]) -> T
 
 @operator('gelu_dwconv_backward')
 def _gelu_dwconv_backward(
-    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor]
-) -> Tuple[Tensor, Tensor]:
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """dp, and the sums over pixels: the gradients of the nine taps and of the bias, (10, C)."""
     dg, p = channels_last(dg), channels_last(p)
     dp = empty_like(p, p.dtype)
@@ -258,8 +256,8 @@ def _gelu_dwconv_backward(
 
 
 def gelu_dwconv_backward(
-    dg: Tensor, p: Tensor, weight: Tensor, scale: Optional[Tensor]
-) -> Tuple[Tensor, Tensor, Tensor]:
+    dg: Tensor, p: Tensor, weight: Tensor, scale: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.gelu_dwconv_backward` as a fused kernel, channels last."""
     dp, sums = _gelu_dwconv_backward(dg, p, weight, scale)
     return dp, sums[:9].t().view(weight.shape), sums[9]

@@ -8,7 +8,7 @@ the whole GPU busy.
 """
 
 import functools
-from typing import NamedTuple, Optional, Tuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -295,7 +295,7 @@ class Division(NamedTuple):
     blocks: int
     parts: int
     bound: int
-    grid: Tuple[int]
+    grid: tuple[int]
     tiles: int
     pixels: int
     block: int
@@ -330,14 +330,14 @@ def _divide(x: Tensor) -> Division:
     return _division(batch, int(channels), height, width, choose=False)
 
 
-def _samples(offset: Optional[Tensor]) -> int:
+def _samples(offset: Tensor | None) -> int:
     return 0 if offset is None or offset.shape[0] == 1 else 1
 
 
 @operator('group_norm_1_forward')
 def group_norm_1_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Optional[Tensor]
-) -> Tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, offset: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.group_norm_1_forward` as a fused kernel, channels last."""
     x = channels_last(x)
     batch, channels, height, width = x.shape
@@ -396,9 +396,9 @@ def _group_norm_1_backward(
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    residual: Optional[Tensor],
-    offset: Optional[Tensor],
-) -> Tuple[Tensor, Tensor]:
+    residual: Tensor | None,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """dx, and the gradients of bias and weight, (2, C) in float32."""
     dy, x = channels_last(dy), channels_last(x)
     batch, channels, height, width = x.shape
@@ -439,9 +439,9 @@ def group_norm_1_backward(
     weight: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    residual: Optional[Tensor],
-    offset: Optional[Tensor],
-) -> Tuple[Tensor, Tensor, Tensor]:
+    residual: Tensor | None,
+    offset: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.group_norm_1_backward` as fused kernels, channels last."""
     dx, affine = _group_norm_1_backward(dy, x, weight, mean, rstd, residual, offset)
     return dx, affine[1], affine[0]

@@ -9,8 +9,6 @@ dw[c, n] = Σ_b k[b, c] S[b, c, n] and dk[b, c] = Σ_n w[c, n] S[b, c, n]; with 
 dk[b, c] = Σ_ij dz'[i, j] h[i, j].
 """
 
-from typing import Optional, Tuple
-
 import torch
 import triton
 import triton.language as tl
@@ -441,16 +439,14 @@ def _combine(
         tl.store(dk + sample * C + c, conducted, mask=c < C)
 
 
-def _sizes(x: Tensor, k: Tensor, added: Optional[Tensor], cut: Strips) -> tuple:
+def _sizes(x: Tensor, k: Tensor, added: Tensor | None, cut: Strips) -> tuple:
     _, channels, height, width = x.shape
     a_sample = 0 if added is None or added.shape[0] == 1 else channels
     return height, width, cut.rows, k.stride(0), k.stride(1), a_sample, channels, *cut.layout
 
 
 @operator('heat_step_forward')
-def heat_step_forward(
-    z: Tensor, w: Optional[Tensor], k: Tensor, offset: Optional[Tensor]
-) -> Tensor:
+def heat_step_forward(z: Tensor, w: Tensor | None, k: Tensor, offset: Tensor | None) -> Tensor:
     """:func:`mmhcnet.ops.heat_step_forward` as a fused kernel, channels last."""
     z = channels_last(z)
     out = empty_like(z, torch.result_type(z, k))
@@ -471,9 +467,7 @@ def heat_step_forward(
 
 
 @operator('heat_step_sums')
-def _heat_step_sums(
-    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
-) -> Tuple[Tensor, Tensor]:
+def _heat_step_sums(dout: Tensor, z: Tensor, w: Tensor | None, k: Tensor) -> tuple[Tensor, Tensor]:
     """dk (B, C), and dw (C, 4), or (C, 0) without w."""
     dout, z = channels_last(dout), channels_last(z)
     batch, channels, height, width = z.shape
@@ -512,8 +506,8 @@ def _heat_step_sums(
 
 
 def heat_step_sums(
-    dout: Tensor, z: Tensor, w: Optional[Tensor], k: Tensor
-) -> Tuple[Tensor, Optional[Tensor]]:
+    dout: Tensor, z: Tensor, w: Tensor | None, k: Tensor
+) -> tuple[Tensor, Tensor | None]:
     """:func:`mmhcnet.ops.heat_step_sums` as a fused kernel."""
     dk, dw = _heat_step_sums(dout, z, w, k)
     return dk[:, :, None, None], None if w is None else dw
@@ -521,7 +515,7 @@ def heat_step_sums(
 
 @operator('heat_step_transposed')
 def heat_step_transposed(
-    dout: Tensor, w: Optional[Tensor], k: Tensor, mean_grad: Optional[Tensor]
+    dout: Tensor, w: Tensor | None, k: Tensor, mean_grad: Tensor | None
 ) -> Tensor:
     """:func:`mmhcnet.ops.heat_step_transposed` as a fused kernel, channels last."""
     dout = channels_last(dout)

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import os
-from typing import Any, Callable, ContextManager, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def empty_like(x: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last)
 
 
-def on_device(x: Tensor) -> ContextManager:
+def on_device(x: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of x."""
     # Not initialised: x is a stand-in on a machine without a GPU.
     if (

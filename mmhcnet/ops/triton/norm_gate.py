@@ -5,8 +5,6 @@ read of dy, u and the gate, one write of du and of the gate's gradient, 10 bytes
 slice of the channels of a wider map, and so may the place for its gradient.
 """
 
-from typing import Optional, Tuple
-
 import torch
 import triton
 import triton.language as tl
@@ -140,7 +138,7 @@ def _backward(
     tl.store(sums + C, tl.sum(b_sum, 0), mask=c < C)
 
 
-def _row_stride(x: Tensor) -> Optional[int]:
+def _row_stride(x: Tensor) -> int | None:
     """Elements from one pixel to the next, None where they are not evenly spaced."""
     _, height, width, channels = x.shape
     batch_stride, row_stride, stride, channel_stride = x.stride()
@@ -148,12 +146,12 @@ def _row_stride(x: Tensor) -> Optional[int]:
     return stride if even and channel_stride == 1 and stride >= channels else None
 
 
-def _evenly_spaced(x: Tensor) -> Tuple[Tensor, int]:
+def _evenly_spaced(x: Tensor) -> tuple[Tensor, int]:
     stride = _row_stride(x)
     return (x.contiguous(), x.shape[-1]) if stride is None else (x, stride)
 
 
-def _block(channels: int) -> Tuple[int, int]:
+def _block(channels: int) -> tuple[int, int]:
     """Channels and elements of a tile."""
     block = triton.next_power_of_2(channels)
     return block, max(block, _TILE)
@@ -161,8 +159,8 @@ def _block(channels: int) -> Tuple[int, int]:
 
 @operator('norm_gate_forward')
 def norm_gate_forward(
-    u: Tensor, gate: Optional[Tensor], weight: Tensor, bias: Tensor, eps: float
-) -> Tuple[Tensor, Tensor, Tensor]:
+    u: Tensor, gate: Tensor | None, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`mmhcnet.ops.norm_gate_forward` as a fused kernel."""
     u = u.contiguous()
     channels = int(u.shape[-1])
@@ -198,13 +196,13 @@ def norm_gate_forward(
 def _norm_gate_backward(
     dy: Tensor,
     u: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    dgate: Optional[Tensor],
-) -> Tuple[Tensor, Tensor]:
+    dgate: Tensor | None,
+) -> tuple[Tensor, Tensor]:
     """du, and the gradients of weight and bias, (2, C) in float32. Writes dgate."""
     dy, u = dy.contiguous(), u.contiguous()
     channels = int(u.shape[-1])
@@ -248,13 +246,13 @@ def _norm_gate_backward(
 def norm_gate_backward(
     dy: Tensor,
     u: Tensor,
-    gate: Optional[Tensor],
+    gate: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     mean: Tensor,
     rstd: Tensor,
-    dgate_out: Optional[Tensor],
-) -> Tuple[Tensor, Optional[Tensor], Tensor, Tensor]:
+    dgate_out: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """:func:`mmhcnet.ops.norm_gate_backward` as a fused kernel."""
     dgate = None
     if gate is not None:

@@ -11,7 +11,7 @@ cost registers, fewer cost reads; maps of a 224² image are 56, 28, 14 and 7 wid
 """
 
 import functools
-from typing import NamedTuple, Tuple
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -30,10 +30,10 @@ class Strips(NamedTuple):
     whether all strips have as many.
     """
 
-    grid: Tuple[int]
+    grid: tuple[int]
     of_sample: int
     rows: int
-    layout: Tuple[int, int, int, bool]
+    layout: tuple[int, int, int, bool]
 
 
 def _strips(
@@ -41,7 +41,7 @@ def _strips(
     channels: int,
     height: int,
     width: int,
-    columns: Tuple[int, ...],
+    columns: tuple[int, ...],
     programs: int,
     least_rows: int,
 ) -> Strips:
@@ -67,7 +67,7 @@ def _strips(
 _cached_strips = functools.lru_cache(maxsize=None)(_strips)
 
 
-def strips(x: Tensor, columns: Tuple[int, ...], programs: int, least_rows: int) -> Strips:
+def strips(x: Tensor, columns: tuple[int, ...], programs: int, least_rows: int) -> Strips:
     """Cuts a field (B, C, H, W) into strips.
 
     Args:
