@@ -11,10 +11,10 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import distributions
+from importlib.metadata import Distribution, distributions
 from typing import NamedTuple
 
-from mmhcnet.stacks import BUILD_TOOLS, STACKS
+from mmhcnet.stacks import BUILD_TOOLS, STACKS, TORCH
 
 # Every distribution that writes the folder mmcv.
 MMCVS = ('onedl-mmcv', 'mmcv', 'mmcv-full', 'mmcv-lite')
@@ -28,10 +28,21 @@ TRIED = (
     'mmcv',
     'mmcv.ops',
     'mmdet.models',
+    'mmdet.datasets',
     'mmseg.models',
     'mmpretrain.models',
     'mmhcnet.models',
 )
+
+# What pip calls a module that a package needs, where the names differ.
+DISTRIBUTIONS = {
+    'PIL': 'pillow',
+    'cv2': 'opencv-python-headless',
+    'imgaug': 'imaug==0.4.3',  # imgaug itself does not run on numpy 2
+    'skimage': 'scikit-image',
+    'sklearn': 'scikit-learn',
+    'yaml': 'pyyaml',
+}
 
 # Imports what it is told to, and writes a line for each: the name, and the error if there is one.
 _TRY = '''
@@ -65,6 +76,7 @@ class Facts(NamedTuple):
 
     versions: dict[str, str]  # of each distribution, by its normalised name
     failures: dict[str, str]  # the error of each import that fails
+    for_numpy_2: Sequence[str] = ()  # 'name version' of each distribution that asks for numpy 2
 
 
 class Finding(NamedTuple):
@@ -78,13 +90,34 @@ class Finding(NamedTuple):
 
 
 def installed_versions() -> dict[str, str]:
-    """{normalised name of a distribution: its version}; of two copies the one that is imported."""
-    versions = {}
+    """{normalised name of a distribution: its version}"""
+    return {name: distribution.version for name, distribution in _installed().items()}
+
+
+def _installed() -> dict[str, Distribution]:
+    """{normalised name: distribution}; of two copies the one that is imported."""
+    found = {}
     for distribution in distributions():
         name = distribution.metadata['Name']
         if name:
-            versions.setdefault(re.sub(r'[-_.]+', '-', name).lower(), distribution.version)
-    return versions
+            found.setdefault(re.sub(r'[-_.]+', '-', name).lower(), distribution)
+    return found
+
+
+def asking_for_numpy_2() -> list[str]:
+    """'name version' of each distribution whose own requirements rule numpy 1 out."""
+
+    def asks(requirement: str) -> bool:
+        wanted, _, condition = requirement.partition(';')
+        since = re.search(r'python_version >= "3\.(\d+)"', condition)
+        holds = not condition or since and sys.version_info >= (3, int(since[1]))
+        return bool(holds and re.match(r'numpy\s*(?![\w-]).*>=?\s*2', wanted))
+
+    return sorted(
+        f'{name} {distribution.version}'
+        for name, distribution in _installed().items()
+        if any(map(asks, distribution.requires or ()))
+    )
 
 
 def failing_imports(names: Sequence[str]) -> dict[str, str]:
@@ -164,19 +197,44 @@ def check_numpy(facts: Facts) -> Iterator[Finding]:
             f'numpy {numpy} with torch {torch}, which is built against numpy 1',
             'pip install "numpy<2" "opencv-python-headless<4.11"',
         )
+    elif numpy and _number(numpy) < [2] and facts.for_numpy_2:
+        # An earlier torch does not run on numpy 2, and there the others have to give way.
+        names = ' '.join(name.split()[0] for name in facts.for_numpy_2)
+        yield Finding(
+            f'numpy {numpy} is installed, and numpy 2 is what these ask for: '
+            f'{", ".join(facts.for_numpy_2)}',
+            f'pip install "numpy<2" {names}'
+            if torch and _number(torch) < [2, 3]
+            # Up to what the opencv of the stack takes.
+            else 'pip install "numpy>=2,<2.3"',
+        )
+
+
+def check_torch(facts: Facts) -> Iterator[Finding]:
+    if any("No module named 'torch'" in error for error in facts.failures.values()):
+        stack = _stack(facts.versions)
+        yield Finding(
+            "torch is not installed, and mmcv's operators are compiled against it: it comes first",
+            'pip install ' + ' '.join('=='.join(pin) for pin in TORCH[stack].items()),
+        )
+
+
+def _torchvision_for(torch: str) -> str:
+    """0.15 belongs to torch 2.0, 0.16 to torch 2.1, and so on."""
+    _, minor, patch = _number(torch)
+    return f'torchvision==0.{minor + 15}.{patch}'
 
 
 def check_torchvision(facts: Facts) -> Iterator[Finding]:
     torch, vision = facts.versions.get('torch'), facts.versions.get('torchvision')
     if not torch or not vision:
         return
-    # torchvision 0.15 belongs to torch 2.0, 0.16 to torch 2.1, and so on.
-    major, minor, *patch = _number(torch)
-    if major != 2:
+    if _number(torch)[0] != 2:
         return
-    fits = _number(vision)[:2] == [0, minor + 15]
+    fitting = _torchvision_for(torch)
+    fits = _number(vision)[:2] == _number(fitting)[:2]
     if not fits or 'torchvision::' in facts.failures.get('torchvision', ''):
-        pair = f'torch=={torch.partition("+")[0]} torchvision==0.{minor + 15}.{patch[0]}'
+        pair = f'torch=={torch.partition("+")[0]} {fitting}'
         yield Finding(
             f'torchvision {vision} does not fit torch {torch}: '
             + (
@@ -248,6 +306,7 @@ def check_missing(facts: Facts) -> Iterator[Finding]:
     }
     if stack is STACKS['onedl']:
         missing.discard('pkg_resources')  # only the other stack's mmengine imports it
+    missing.discard('torch')  # check_torch tells of it
     if missing >= set(stack):
         yield Finding('no OpenMMLab packages are installed', _install('onedl'))
         missing -= set(stack)
@@ -256,14 +315,16 @@ def check_missing(facts: Facts) -> Iterator[Finding]:
             cure = _compile_mmcv(_stack(facts.versions))
         elif name == 'pkg_resources':
             cure = 'pip install "setuptools<70"'
-        elif name == 'cv2':
-            cure = 'pip install opencv-python-headless'
+        elif name == 'torchvision' and 'torch' in facts.versions:
+            cure = f'pip install {_torchvision_for(facts.versions["torch"])}'
         else:
-            cure = f'pip install {"==".join(stack.get(name, (name,)))}'
+            pin = '=='.join(stack.get(name, (DISTRIBUTIONS.get(name, name),)))
+            cure = f'pip install {pin}'
         yield Finding(f'{name} is not installed', cure)
 
 
 CHECKS = (
+    check_torch,
     check_mixture,
     check_numpy,
     check_torchvision,
@@ -292,7 +353,7 @@ def examine(facts: Facts) -> list[Finding]:
 
 
 def main() -> int:
-    facts = Facts(installed_versions(), failing_imports(TRIED))
+    facts = Facts(installed_versions(), failing_imports(TRIED), asking_for_numpy_2())
     findings = examine(facts)
     for problem, cure in findings:
         print(f'{problem}: {cure}')

@@ -21,6 +21,12 @@ STACKS = {
     for i, stack in enumerate(('onedl', 'openmmlab'))
 }
 
+# What mmcv's operators are compiled against, and therefore installed before it.
+TORCH = {
+    'onedl': {'torch': '2.10.0', 'torchvision': '0.25.0'},
+    'openmmlab': {'torch': '2.1.2', 'torchvision': '0.16.2'},
+}
+
 # What a stack imports without asking for it.
 UNASKED = {'onedl': (), 'openmmlab': ('ftfy', 'regex')}
 

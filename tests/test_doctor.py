@@ -10,21 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from mmhcnet.doctor import Facts, examine
-from mmhcnet.stacks import STACKS, UNASKED
+from mmhcnet.doctor import DISTRIBUTIONS, Facts, examine
+from mmhcnet.stacks import STACKS, TORCH, UNASKED
 
 from .conftest import ROOT
 
 LEGACY = {
     **dict(STACKS['openmmlab'].values()),
-    'torch': '2.1.2',
-    'torchvision': '0.16.2',
+    **TORCH['openmmlab'],
     'numpy': '1.26.4',
 }
 ONEDL = {
     **dict(STACKS['onedl'].values()),
-    'torch': '2.10.0',
-    'torchvision': '0.25.0',
+    **TORCH['onedl'],
     'numpy': '2.2.6',
 }
 
@@ -39,7 +37,13 @@ def test_versions_are_those_of_the_requirement_files(stack):
     pins = dict(STACKS[stack].values())
     assert pins.items() <= requirement_pins(f'{stack}.txt').items()
     assert pins.items() <= requirement_pins(f'lock-{stack}.txt').items()
+    assert TORCH[stack].items() <= requirement_pins(f'lock-{stack}.txt').items()
     assert set(UNASKED[stack]) <= set(requirement_pins(f'{stack}.txt'))
+
+
+def test_imaug_is_that_of_the_lock_file():
+    name, _, version = DISTRIBUTIONS['imgaug'].partition('==')
+    assert requirement_pins('lock-onedl.txt')[name] == version
 
 
 def test_extras_of_the_package_are_the_stacks(tmp_path):
@@ -174,6 +178,41 @@ def test_nothing_is_wrong_with_either_stack(versions):
             r'cv2 needs libGL\.so\.1',
             r'opencv-python-headless==4\.10\.0\.84$',
         ),
+        # torch, without which pip can compile no mmcv
+        (
+            {k: v for k, v in ONEDL.items() if not k.startswith('torch')},
+            dict.fromkeys(
+                ('torch', 'mmengine', 'mmcv', 'mmdet.models'),
+                "ModuleNotFoundError: No module named 'torch'",
+            ),
+            "torch is not installed, and mmcv's operators are compiled against it",
+            r'^pip install torch==2\.10\.0 torchvision==0\.25\.0$',
+        ),
+        (
+            {k: v for k, v in LEGACY.items() if not k.startswith('torch')},
+            {'torch': "ModuleNotFoundError: No module named 'torch'"},
+            'torch is not installed',
+            r'^pip install torch==2\.1\.2 torchvision==0\.16\.2$',
+        ),
+        (
+            {k: v for k, v in ONEDL.items() if k != 'torchvision'} | {'torch': '2.9.1'},
+            {'torchvision': "ModuleNotFoundError: No module named 'torchvision'"},
+            'torchvision is not installed',
+            r'^pip install torchvision==0\.24\.1$',
+        ),
+        # modules that pip knows by another name
+        (
+            ONEDL,
+            {'mmdet.datasets': "ModuleNotFoundError: No module named 'imgaug'"},
+            'imgaug is not installed',
+            r'^pip install imaug==0\.4\.3$',
+        ),
+        (
+            ONEDL,
+            {'mmdet.datasets': "ModuleNotFoundError: No module named 'skimage'"},
+            'skimage is not installed',
+            r'^pip install scikit-image$',
+        ),
         # missing packages
         (
             {'torch': '2.10.0'},
@@ -215,6 +254,23 @@ def test_names_the_problem_and_its_cure(versions, failures, problem, cure):
     assert re.search(cure, finding.cure), finding
 
 
+@pytest.mark.parametrize(
+    'versions, cure',
+    [
+        (ONEDL, r'^pip install "numpy>=2,<2\.3"$'),
+        (LEGACY, r'^pip install "numpy<2" opencv-python$'),
+    ],
+    ids=['onedl', 'openmmlab'],
+)
+def test_numpy_1_beside_a_package_that_asks_for_2(versions, cure):
+    versions = {**versions, 'numpy': '1.26.4'}
+    (finding,) = examine(Facts(versions, {}, ('opencv-python 4.12.0.88',)))
+    assert finding.problem.startswith('numpy 1.26.4 is installed, and numpy 2 is what these ask')
+    assert finding.problem.endswith(': opencv-python 4.12.0.88')
+    assert re.search(cure, finding.cure)
+    assert examine(Facts({**ONEDL, 'numpy': '2.2.6'}, {}, ('opencv-python 4.12.0.88',))) == []
+
+
 def test_onedl_does_not_need_pkg_resources():
     assert (
         examine(
@@ -239,11 +295,13 @@ def pretended(tmp_path):
             file = tmp_path / 'packages' / Path(*name.split('.')) / '__init__.py'
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code)
-        for name, version in versions.items():
+        for name, about in versions.items():
+            version, *requires = about.split('; requires ')
             info = tmp_path / 'packages' / f'{name.replace("-", "_")}-{version}.dist-info'
             info.mkdir(parents=True)
             (info / 'METADATA').write_text(
                 f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n'
+                + ''.join(f'Requires-Dist: {wanted}\n' for wanted in requires)
             )
         path = f'{tmp_path / "packages"}{os.pathsep}{ROOT}'
         return subprocess.run(
@@ -268,6 +326,7 @@ WORKING = dict.fromkeys(
         'mmcv.ops',
         'mmdet',
         'mmdet.models',
+        'mmdet.datasets',
         'mmseg',
         'mmseg.models',
         'mmpretrain',
@@ -282,7 +341,10 @@ def test_runs_where_nothing_is_installed(pretended):
     done = pretended({}, {}, *DOCTOR)
     assert done.returncode == 1
     assert 'no OpenMMLab packages are installed: pip install ' in done.stdout
-    assert 'torch is not installed: pip install torch\n' in done.stdout
+    # torch first: without it pip can compile no mmcv.
+    first, *_ = done.stdout.splitlines()
+    assert first.startswith('torch is not installed,')
+    assert first.endswith(': pip install torch==2.10.0 torchvision==0.25.0')
     assert done.stderr == ''
 
 
@@ -301,6 +363,19 @@ def test_reads_versions_and_errors(pretended):
     assert (done.returncode, done.stderr) == (1, '')
     (line,) = done.stdout.splitlines()
     assert line.startswith("mmcv's operators were built for another torch than 2.10.0: pip install")
+
+
+def test_reads_what_asks_for_numpy_2(pretended):
+    asks = {
+        'A': '1; requires numpy>=2.0.0',
+        'B': '1; requires numpy<2.3.0,>=2; python_version >= "3.9"',
+        'C': '1; requires numpy>2',
+        'not-d': '1; requires numpy<2.5,>=1.23.2; requires numpy>=2; python_version >= "3.99"',
+        'not-e': '1; requires numpy>=2; extra == "new"; requires numpy-quaternion>=2',
+    }
+    done = pretended(WORKING, {**PRESENT, 'numpy': '1.26.4', **asks}, *DOCTOR)
+    line = done.stdout.splitlines()[0]
+    assert 'these ask for: a 1, b 1, c 1: pip install "numpy>=2,<2.3"' in line
 
 
 @pytest.mark.parametrize('script, args', [('train.py', ()), ('test.py', ('checkpoint.pth',))])
