@@ -1,7 +1,6 @@
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import sysconfig
 from pathlib import Path
@@ -10,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
+from .processes import run
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
+OFFLINE = ('-q', '--no-index', '--no-deps', '--no-build-isolation')
 
 
 def load_script(path):
@@ -85,35 +87,15 @@ def new_environment(tmp_path_factory):
 
     def make(*what):
         venv = tmp_path_factory.mktemp('environment')
-        subprocess.run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
+        run([sys.executable, '-m', 'venv', '--without-pip', venv], check=True)
         python = venv / 'bin' / 'python'
-        packages = subprocess.run(
-            [python, '-c', "import sysconfig; print(sysconfig.get_path('purelib'))"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        packages = run([python, '-c', code], check=True).stdout.strip()
         # A folder named in a .pth file comes last, and its own .pth files are not read: so an
         # editable install of mmhcnet in this environment is not seen.
         Path(packages, 'outer.pth').write_text(sysconfig.get_path('purelib'))
-        done = subprocess.run(
-            [
-                sys.executable,
-                '-m',
-                'pip',
-                '--python',
-                python,
-                'install',
-                '-q',
-                '--no-index',
-                '--no-deps',
-                '--no-build-isolation',
-                *map(str, what),
-            ],
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
+        pip = [sys.executable, '-m', 'pip', '--python', python, 'install', *OFFLINE]
+        run([*pip, *what], check=True)
         return python
 
     return make
@@ -123,22 +105,7 @@ def new_environment(tmp_path_factory):
 def installed(source, new_environment, tmp_path_factory):
     """The Python of an environment where mmhcnet has been installed from a wheel."""
     wheels = tmp_path_factory.mktemp('wheels')
-    subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'wheel',
-            '-q',
-            '--no-index',
-            '--no-deps',
-            '--no-build-isolation',
-            '-w',
-            wheels,
-            source,
-        ],
-        check=True,
-    )
+    run([sys.executable, '-m', 'pip', 'wheel', *OFFLINE, '-w', wheels, source], check=True)
     (wheel,) = wheels.iterdir()
     return new_environment(wheel)
 

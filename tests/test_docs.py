@@ -6,12 +6,13 @@ A block of commands has a comment above it: ``run``, ``tested: FILE`` or ``needs
 import functools
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+
+from .processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
@@ -53,9 +54,7 @@ def test_every_block_is_marked(block):
 
 @functools.cache
 def usage(script):
-    done = subprocess.run(
-        [sys.executable, script, '--help'], cwd=ROOT, capture_output=True, text=True, timeout=120
-    )
+    done = run([sys.executable, script, '--help'], cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -104,16 +103,9 @@ def folder(tmp_path_factory):
     return folder
 
 
-def run(command, folder):
+def run_shell(command, folder):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ['PATH']])
-    return subprocess.run(
-        ['bash', '-euc', command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        env={**os.environ, 'PATH': path},
-    )
+    return run(['bash', '-euc', command], cwd=folder, env={**os.environ, 'PATH': path}, seconds=600)
 
 
 @pytest.mark.slow
@@ -123,17 +115,15 @@ def test_commands_run(folder):
     assert blocks
     for block in sorted(blocks, key=lambda block: block.page != 'docs/index.md'):
         assert not OWN.search(re.sub(r'"[^"]*"', '', block.text)), block.text
-        done = run(block.text, folder)
+        done = run_shell(block.text, folder)
         assert done.returncode == 0, f'{block.page}:\n{block.text}\n{done.stderr[-3000:]}'
 
 
 def test_site_builds(tmp_path):
     pytest.importorskip('mkdocs', reason='the site needs it: pip install mkdocs')
-    done = subprocess.run(
-        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', str(tmp_path / 'site')],
+    done = run(
+        [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path / 'site'],
         cwd=ROOT,
-        capture_output=True,
-        text=True,
     )
     assert done.returncode == 0, done.stderr
     for page in (ROOT / 'docs').glob('*.md'):

@@ -4,7 +4,6 @@ import ast
 import importlib.metadata
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mmhcnet.doctor import DISTRIBUTIONS, Facts, examine
 from mmhcnet.stacks import STACKS, TORCH, UNASKED
 
 from .conftest import ROOT
+from .processes import run
 
 LEGACY = {
     **dict(STACKS['openmmlab'].values()),
@@ -51,7 +51,7 @@ def test_extras_of_the_package_are_the_stacks(tmp_path):
         "import setuptools; found = {}; setuptools.setup = lambda **k: found.update(k); "
         "import runpy; runpy.run_path('setup.py'); print(found['extras_require'])"
     )
-    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    done = run([sys.executable, '-c', code], cwd=ROOT)
     extras = ast.literal_eval(done.stdout)
     for stack, pins in STACKS.items():
         assert extras[stack] == ['=='.join(pin) for pin in pins.values()] + list(UNASKED[stack])
@@ -288,9 +288,9 @@ def test_onedl_does_not_need_pkg_resources():
 @pytest.fixture
 def pretended(tmp_path):
     """Run the doctor, or another program, in an empty environment with pretended packages."""
-    subprocess.run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'venv'], check=True)
+    run([sys.executable, '-m', 'venv', '--without-pip', tmp_path / 'venv'], check=True)
 
-    def run(packages, versions, *command):
+    def run_there(packages, versions, *command):
         for name, code in packages.items():
             file = tmp_path / 'packages' / Path(*name.split('.')) / '__init__.py'
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -304,15 +304,13 @@ def pretended(tmp_path):
                 + ''.join(f'Requires-Dist: {wanted}\n' for wanted in requires)
             )
         path = f'{tmp_path / "packages"}{os.pathsep}{ROOT}'
-        return subprocess.run(
+        return run(
             [tmp_path / 'venv' / 'bin' / 'python', *command],
             cwd=tmp_path,
-            text=True,
-            capture_output=True,
             env={'PATH': os.environ['PATH'], 'PYTHONPATH': path},
         )
 
-    return run
+    return run_there
 
 
 DOCTOR = ('-m', 'mmhcnet.doctor')
@@ -390,7 +388,7 @@ def test_tools_point_to_it_when_an_import_fails(pretended, script, args):
 
 def test_nothing_is_wrong_here():
     """The environment of these tests, whose packages are all there."""
-    done = subprocess.run([sys.executable, *DOCTOR], cwd=ROOT, capture_output=True, text=True)
+    done = run([sys.executable, *DOCTOR], cwd=ROOT)
     assert (done.returncode, done.stderr) == (0, '')
     torch = importlib.metadata.version('torch')
     assert re.fullmatch(

@@ -2,13 +2,13 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from .conftest import outside
+from .processes import run
 
 CONFIG = 'detection/mask_rcnn_hcnet_t_1x.py'
 # What a user's program sees, from a folder of its own.
@@ -44,9 +44,7 @@ def carried(folder):
 
 
 def seen_by(python, folder):
-    done = subprocess.run(
-        [python, '-c', PROGRAM], cwd=folder, env=outside(), capture_output=True, text=True
-    )
+    done = run([python, '-c', PROGRAM], cwd=folder, env=outside())
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -70,7 +68,7 @@ def test_wheel(installed, source, tmp_path):
 
 def test_wheel_from_the_sdist(source, new_environment, tmp_path):
     code = f"from setuptools import build_meta; build_meta.build_sdist('{tmp_path}')"
-    subprocess.run([sys.executable, '-c', code], cwd=source, check=True, capture_output=True)
+    run([sys.executable, '-c', code], cwd=source, check=True)
     (sdist,) = tmp_path.iterdir()
     package, _ = check(new_environment(sdist), tmp_path, source)
     assert source not in package.parents
@@ -111,8 +109,6 @@ for name in names:
     Path('mine.py').write_text(f"_base_ = 'mmhcnet::{name}'")
     assert Config.fromfile('mine.py').to_dict() == Config.fromfile(root / name).to_dict(), name
 print(len(names))"""
-    done = subprocess.run(
-        [installed, '-c', code], cwd=tmp_path, env=outside(), capture_output=True, text=True
-    )
+    done = run([installed, '-c', code], cwd=tmp_path, env=outside())
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 20

@@ -2,13 +2,14 @@
 
 import ast
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import mmhcnet
+
+from .processes import run
 
 SMALL = 'embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]'
 MODELS = {
@@ -26,7 +27,7 @@ def test_found_by_dotted_name_without_an_import(package):
         f"print(type(MODELS.build(dict(type='mmhcnet.{name}', {args}))).__name__)\n"
         for name, args in MODELS.items()
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run([sys.executable, '-c', code])
     assert done.stdout.split()[-len(MODELS) :] == list(MODELS), done.stderr
 
 
@@ -56,7 +57,7 @@ for registry, name in {names!r}:
         os._exit(getattr(found, '__name__', None) != name)
     assert os.waitpid(child, 0)[1] == 0, name
 '''
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run([sys.executable, '-c', code])
     assert done.returncode == 0, done.stderr
 
 
@@ -65,7 +66,7 @@ def test_importing_alone_imports_nothing_else():
         "import sys, mmhcnet, mmhcnet.doctor\n"
         "print([name for name in ('torch', 'mmengine') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run([sys.executable, '-c', code])
     assert done.stdout == '[]\n', done.stderr
 
 
@@ -85,5 +86,5 @@ def test_importing_needs_torch_and_mmengine_only():
         "import mmhcnet, mmhcnet.registry\n"
         "print(mmhcnet.HcNet.__name__, mmhcnet.VHeat.__name__)"
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run([sys.executable, '-c', code])
     assert done.stdout.split()[-2:] == ['HcNet', 'VHeat'], done.stderr

@@ -2,13 +2,14 @@
 
 import ast
 import json
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import mmhcnet
+
+from .processes import run
 
 PACKAGE = Path(mmhcnet.__file__).parent
 # From the ground up; a room imports from those before it only. Modules outside the rooms, as
@@ -86,7 +87,7 @@ def test_imports_no_model(room):
         f'for name in {modules!r}: importlib.import_module(name)\n'
         'print(json.dumps([m for m in sys.modules if m.startswith("mmhcnet")]))'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    done = run([sys.executable, '-c', code])
     assert done.returncode == 0, done.stderr
     assert not [
         name

@@ -5,16 +5,16 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from .conftest import load_script
+from .processes import Started, run
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / 'tools' / 'setup_env.py'
@@ -28,21 +28,14 @@ def module():
 
 
 def run_script(*args, **env):
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ, **env),
-    )
+    return run([sys.executable, SCRIPT, *args], env=dict(os.environ, **env))
 
 
 def run_make(*args, **env):
     """make as from a shell: this test may itself run under make, with variables given to it."""
     outer = ('MAKEFLAGS', 'MFLAGS', 'MAKEOVERRIDES', 'MAKELEVEL', 'VENV', 'STACK', 'PYTHON')
     env = dict({name: value for name, value in os.environ.items() if name not in outer}, **env)
-    return subprocess.run(
-        [shutil.which('make'), '-C', str(ROOT), *args], capture_output=True, text=True, env=env
-    )
+    return run([shutil.which('make'), '-C', ROOT, *args], env=env)
 
 
 def pins(name):
@@ -132,11 +125,9 @@ def test_old_pythons_read_the_script():
 
 @pytest.mark.parametrize('name', ['python2.7', 'python3.6', 'python3.8', 'python3.9', 'python3.13'])
 def test_unfit_python_says_which_is_needed(name, tmp_path):
-    if subprocess.run(f'{name} --version', shell=True, capture_output=True).returncode:
+    if run(['bash', '-c', f'{name} --version']).returncode:
         pytest.skip(f'{name} is not installed')
-    result = subprocess.run(
-        [name, str(SCRIPT), '--venv', str(tmp_path / 'venv')], capture_output=True, text=True
-    )
+    result = run([name, SCRIPT, '--venv', tmp_path / 'venv'])
     assert '3.10, 3.11 or 3.12 is needed' in one_sentence(result)
     assert not (tmp_path / 'venv').exists()
 
@@ -498,7 +489,9 @@ def test_second_set_up_waits_for_the_first(module, tmp_path):
         'm = u.module_from_spec(s); s.loader.exec_module(m)\n'
         f'with m.locked_log({str(tmp_path)!r}): print("in", flush=True)'
     )
-    with module.locked_log(str(tmp_path)):
-        second = subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True)
-        assert 'waiting' in second.stdout.readline()
-    assert second.communicate(timeout=10)[0] == 'in\n'
+    with ExitStack() as stack:
+        with module.locked_log(str(tmp_path)):
+            second = stack.enter_context(Started([sys.executable, '-c', code]))
+            second.wait_for('waiting.*\n')
+        assert second.wait(60) == 0
+        assert second.stdout.splitlines()[1:] == ['in']

@@ -4,11 +4,13 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+
+from .processes import Started
 
 TOOLS = Path(__file__).resolve().parent.parent / 'tools'
 RANK = '''
@@ -30,25 +32,14 @@ def start(tmp_path):
     for name in ('dist_train.sh', 'torchrun.sh'):
         shutil.copy(TOOLS / name, tmp_path / name)
     (tmp_path / 'train.py').write_text(RANK)
-    processes = []
+    with ExitStack() as stack:
 
-    def start(number, **variables):
-        processes.append(
-            subprocess.Popen(
-                ['bash', str(tmp_path / 'dist_train.sh'), 'config.py', str(number)],
-                cwd=tmp_path,
-                env={**os.environ, 'PYTHON': sys.executable, **variables},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-        return processes[-1]
+        def start(number, **variables):
+            command = ['bash', tmp_path / 'dist_train.sh', 'config.py', number]
+            env = {**os.environ, 'PYTHON': sys.executable, **variables}
+            return stack.enter_context(Started(command, tmp_path, env))
 
-    yield start
-    for process in processes:
-        process.kill()
-        process.communicate()
+        yield start
 
 
 @pytest.mark.parametrize(
@@ -61,9 +52,9 @@ def start(tmp_path):
     ],
 )
 def test_wrong_numbers(start, number, variables, message):
-    process = start(number, **variables)
-    assert process.communicate(timeout=60)[1] == f'Error: {message}\n'
-    assert process.returncode == 2
+    started = start(number, **variables)
+    assert started.wait(60) == 2
+    assert started.stderr == f'Error: {message}\n'
 
 
 @pytest.mark.parametrize('restarts', ['0', '2'])
@@ -71,12 +62,11 @@ def test_a_signal_to_the_script_reaches_the_processes(start, tmp_path, restarts)
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         port = str(taken.getsockname()[1])
-    process = start(2, PORT=port, MAX_RESTARTS=restarts)
-    assert [process.stdout.readline() for _ in range(2)] == ['up\n'] * 2
+    started = start(2, PORT=port, MAX_RESTARTS=restarts)
+    started.wait_for(r'^up\nup\n')
     # To the one process that whoever started the script knows.
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 75
+    started.process.send_signal(signal.SIGTERM)
+    assert started.wait(60) == 75
     assert (tmp_path / 'saved0').exists() and (tmp_path / 'saved1').exists()
 
 
@@ -84,10 +74,9 @@ def test_a_port_in_use(start):
     with socket.socket() as taken:
         taken.bind(('', 0))
         taken.listen()
-        process = start(1, PORT=str(taken.getsockname()[1]))
-        error = process.communicate(timeout=60)[1]
-    assert process.returncode == 1
+        started = start(1, PORT=str(taken.getsockname()[1]))
+        assert started.wait(60) == 1
     assert (
         'is in use, by another run perhaps: set PORT to the number of a free one'
-        in (error.splitlines()[-1])
+        in started.stderr.splitlines()[-1]
     )

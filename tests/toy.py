@@ -75,6 +75,7 @@ def toy_runner(
         train_dataloader=dict(
             batch_size=4,
             num_workers=workers,
+            timeout=60 if workers else 0,
             persistent_workers=workers > 0,
             sampler=dict(type='InfiniteSampler' if infinite else 'DefaultSampler', shuffle=True),
             dataset=dataset or ToyDataset(),

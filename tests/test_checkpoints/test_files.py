@@ -10,6 +10,8 @@ import torch
 from mmhcnet.checkpoints import files
 from mmhcnet.checkpoints.files import CheckpointBackend, fault_of, record_of
 
+from ..processes import exit_code, fork
+
 
 def content(value, size=20_000):
     buffer = io.BytesIO()
@@ -128,19 +130,19 @@ def call_at(number, action, patch):
 def test_a_kill_between_any_two_steps(tmp_path, monkeypatch):
     """Overwrite one checkpoint, write another, remove the first; die at each step of it."""
     backend, first, second = CheckpointBackend(), tmp_path / 'a.pth', tmp_path / 'b.pth'
+
+    def change(number):
+        with monkeypatch.context() as patch:
+            call_at(number, lambda: os._exit(9), patch)
+            backend.put(content(2), first)
+            backend.put(content(3), second)
+            backend.remove(first)
+
     for number in range(100):
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
         backend.put(content(1), first)
-        child = os.fork()
-        if not child:
-            with monkeypatch.context() as patch:
-                call_at(number, lambda: os._exit(9), patch)
-                backend.put(content(2), first)
-                backend.put(content(3), second)
-                backend.remove(first)
-            os._exit(0)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = exit_code(fork(lambda number=number: change(number)))
         whole = [path for path in (first, second) if path.exists() and fault_of(path) is None]
         assert whole and all(value_of(path) in (1, 2, 3) for path in whole)
         # What exists under its own name is intact: nothing is half-written there.

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import pytest
@@ -23,6 +22,7 @@ from mmhcnet.checkpoints.files import (
 from mmhcnet.checkpoints.keeping import kept
 from mmhcnet.errors import UserError
 
+from ..processes import Started
 from ..toy import toy_runner
 
 
@@ -249,26 +249,20 @@ def test_records_name_the_run(tmp_path):
 
 def test_a_second_run_in_the_same_folder_stops(tmp_path):
     code = (
-        'import sys; from mmhcnet.checkpoints.files import lock_folder; '
-        'held = lock_folder(sys.argv[1]); print("held", flush=True); sys.stdin.read()'
+        'import sys, time; from mmhcnet.checkpoints.files import lock_folder; '
+        'held = lock_folder(sys.argv[1]); print("held", flush=True); time.sleep(600)'
     )
-    child = subprocess.Popen(
-        [sys.executable, '-c', code, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert child.stdout.readline() == 'held\n'
-    with pytest.raises(FolderInUse, match=f'process {child.pid} on '):
-        lock_folder(tmp_path)
-    with pytest.raises(
-        UserError, match=f'another run .process {child.pid} on .* give another --work-dir'
-    ):
-        toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
-    assert not list(tmp_path.glob('*.pth'))
+    with Started([sys.executable, '-c', code, tmp_path]) as started:
+        started.wait_for('^held\n')
+        pid = started.process.pid
+        with pytest.raises(FolderInUse, match=f'process {pid} on '):
+            lock_folder(tmp_path)
+        with pytest.raises(
+            UserError, match=f'another run .process {pid} on .* give another --work-dir'
+        ):
+            toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
+        assert not list(tmp_path.glob('*.pth'))
     # A killed run holds nothing.
-    child.kill()
-    child.wait()
     toy_runner(tmp_path, train_cfg=dict(max_epochs=1)).train()
     assert os.listdir(tmp_path)
 

@@ -46,6 +46,7 @@ def test_no_worker_and_no_group_outlives_a_run(tmp_path, group, train_cfg, error
         val_dataloader=dict(
             batch_size=4,
             num_workers=2,
+            timeout=60,
             persistent_workers=True,
             sampler=dict(type='DefaultSampler', shuffle=False),
             dataset=ToyDataset(8),

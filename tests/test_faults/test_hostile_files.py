@@ -1,11 +1,10 @@
 """Mutated checkpoints against the readers: no crash, no file, nothing changed in the process."""
 
+import functools
 import os
 import random
 import resource
-import signal
 import time
-import traceback
 from collections import OrderedDict
 
 import pytest
@@ -14,6 +13,7 @@ import torch
 from mmhcnet.checkpoints.formats import open_regular, read_before_zip, read_plain, read_zip_inertly
 
 from ..hostile import CUNNING, HOSTILE, RAW, archive, before_zip, changed, module_id, snapshot
+from ..processes import exit_code, fork
 from ..test_checkpoints.test_formats import contents
 
 # Beyond what the process has; what a file asks for without holding it fails there.
@@ -113,18 +113,9 @@ def check(tmp_path, count):
         files = [
             mutated(rng.choice(originals), originals, rng) for _ in range(min(BLOCK, count - block))
         ] + (originals if block == 0 else [])
-        child = os.fork()
-        if not child:
-            code = 1
-            try:
-                signal.alarm(2 * CPU_SECONDS)
-                attack(attack_folder, block, files)
-                code = 0
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(code)
-        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        code = exit_code(
+            fork(functools.partial(attack, attack_folder, block, files), 2 * CPU_SECONDS)
+        )
         assert code == 0, f'exit code {code} at file {(attack_folder / "number").read_text()}'
     assert not (tmp_path / 'seeds' / 'made').exists()
     print(f'{count} mutated files, each with three readers, in {time.time() - began:.0f} s')

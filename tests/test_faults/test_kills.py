@@ -15,6 +15,7 @@ from mmengine.hooks import Hook
 from mmhcnet.checkpoints.files import CheckpointBackend
 from mmhcnet.checkpoints.locate import NAMES, newest_intact
 
+from ..processes import exit_code, fork
 from ..test_checkpoints.test_files import CALLS
 from ..test_training.test_loops import same, state_of
 from ..toy import ToyDataset, toy_runner
@@ -119,20 +120,17 @@ def die_in_a_save(number):
 def run_and_kill(folder, delay=None, in_save=None, in_validation=None):
     """Train in a child process from the newest checkpoint; returns whether it was killed."""
     reading, writing = os.pipe()
-    child = os.fork()
-    if not child:
-        code = 1
-        try:
-            if in_save is not None:
-                die_in_a_save(in_save)
-            runner = runner_of(folder, resume=True)
-            runner.register_hook(Started(writing))
-            if in_validation is not None:
-                runner.register_hook(KilledInValidation(in_validation))
-            runner.train()
-            code = 0
-        finally:
-            os._exit(code)
+
+    def train():
+        if in_save is not None:
+            die_in_a_save(in_save)
+        runner = runner_of(folder, resume=True)
+        runner.register_hook(Started(writing))
+        if in_validation is not None:
+            runner.register_hook(KilledInValidation(in_validation))
+        runner.train()
+
+    child = fork(train)
     os.close(writing)
     # Not where an earlier kill came between the last save and the end: nothing is left to train.
     began = os.read(reading, 1) == b'.'
@@ -140,7 +138,7 @@ def run_and_kill(folder, delay=None, in_save=None, in_validation=None):
     if delay is not None and began:
         time.sleep(delay)
         os.kill(child, signal.SIGKILL)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = exit_code(child)
     assert code in (0, -signal.SIGKILL)
     return code != 0
 

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -15,6 +14,8 @@ from mmhcnet.ops import (
     heat_step_ref,
 )
 from mmhcnet.tracing import is_exporting
+
+from ..processes import run
 
 X = torch.randn(2, 3, 4, 5)
 OPERATORS = [
@@ -167,7 +168,7 @@ def test_kernels_are_not_imported_before_they_run():
         group_norm_1(x, torch.rand(2), torch.rand(2))
         print([name for name in sys.modules if name.startswith('mmhcnet.ops.triton')])
     '''
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    out = run([sys.executable, '-c', code], check=True)
     assert out.stdout.split('\n')[-2] == '[]'
 
 

@@ -1,11 +1,12 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mmhcnet.ops import backend
+
+from ..processes import run
 
 
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
@@ -16,21 +17,7 @@ from mmhcnet.ops import backend
 def test_kernels_with_the_interpreter(name):
     # In a process of its own: Triton reads the variable when a kernel is defined, once for all.
     tests = Path(__file__).with_name(name)
-    result = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            '-p',
-            'no:xdist',
-            '-p',
-            'no:cacheprovider',
-            str(tests),
-        ],
-        env={**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout
+    command = [sys.executable, '-m', 'pytest', '-q', '-p', 'no:xdist', '-p', 'no:cacheprovider']
+    env = {**os.environ, 'TRITON_INTERPRET': '1', 'CUDA_VISIBLE_DEVICES': ''}
+    done = run([*command, tests], env=env, seconds=600)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,11 +1,12 @@
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from mmhcnet.datasets.digits import write_digits
+
+from ..processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = dict(
@@ -26,25 +27,19 @@ def digits(tmp_path_factory):
 def tool():
     """Run a tool in a process of its own, as a user does; returns the finished process."""
 
-    def run(script, *args, fails=False, **env):
+    def tool(script, *args, fails=False, **env):
         command = [sys.executable, str(ROOT / 'tools' / script)]
         if script.endswith('.sh'):
             command = ['bash', str(ROOT / 'tools' / script)]
-        done = subprocess.run(
-            [*command, *map(str, args)],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            env={**os.environ, 'PYTHON': sys.executable, **env},
-        )
+        env = {**os.environ, 'PYTHON': sys.executable, **env}
+        done = run([*command, *args], ROOT, env)
         if fails:
             assert done.returncode != 0, done.stdout
         else:
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         return done
 
-    return run
+    return tool
 
 
 @pytest.fixture

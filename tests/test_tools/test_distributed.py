@@ -2,14 +2,15 @@
 
 import os
 import shutil
-import subprocess
 import sys
 import uuid
+from contextlib import ExitStack
 
 import pytest
 import torch
 from mmengine.config import Config
 
+from ..processes import Started, run
 from .conftest import CONFIGS, ROOT
 from .test_train_and_test import free_port
 
@@ -84,7 +85,7 @@ def test_two_ranks_are_one_process(tool, config, tmp_path):
 
 
 def netns(*args):
-    return subprocess.run(['ip', *args], capture_output=True, text=True)
+    return run(['ip', *args])
 
 
 @pytest.fixture
@@ -129,46 +130,24 @@ def hosts():
 
 @pytest.mark.slow
 def test_two_hosts(hosts, config, tmp_path):
-    processes = []
-    for rank, (name, interface) in enumerate(hosts):
-        env = {
-            **os.environ,
-            'PYTHON': sys.executable,
-            'NNODES': '2',
-            'NODE_RANK': str(rank),
-            'MASTER_ADDR': '10.213.7.1',
-            'PORT': '29555',
-            'GLOO_SOCKET_IFNAME': interface,
-            'CUDA_VISIBLE_DEVICES': '',
-        }
-        processes.append(
-            subprocess.Popen(
-                [
-                    'ip',
-                    'netns',
-                    'exec',
-                    name,
-                    'bash',
-                    'tools/dist_train.sh',
-                    str(config),
-                    '1',
-                    '--work-dir',
-                    str(tmp_path / 'run'),
-                    *batch(8),
-                ],
-                cwd=ROOT,
-                env=env,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        logs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], logs
+    train = ['bash', 'tools/dist_train.sh', config, 1, '--work-dir', tmp_path / 'run', *batch(8)]
+    with ExitStack() as stack:
+        ranks = []
+        for rank, (name, interface) in enumerate(hosts):
+            env = {
+                **os.environ,
+                'PYTHON': sys.executable,
+                'NNODES': '2',
+                'NODE_RANK': str(rank),
+                'MASTER_ADDR': '10.213.7.1',
+                'PORT': '29555',
+                'GLOO_SOCKET_IFNAME': interface,
+                'CUDA_VISIBLE_DEVICES': '',
+            }
+            command = ['ip', 'netns', 'exec', name, *train]
+            ranks.append(stack.enter_context(Started(command, ROOT, env)))
+        for rank in ranks:
+            assert rank.wait() == 0, rank.output[-3000:]
     # 64 images: 4 iterations of twice 8.
     last = torch.load(tmp_path / 'run' / 'epoch_2.pth', weights_only=False)
     assert last['meta']['iter'] == 8

@@ -5,11 +5,11 @@ config of ours as base, and a new-style config that imports the class.
 """
 
 import re
-import subprocess
 
 import pytest
 
 from ..conftest import outside
+from ..processes import run
 
 SMALL = 'dict(embed_dims=[16, 24, 32, 40], depths=[1, 1, 1, 1])'
 
@@ -167,30 +167,22 @@ model = dict(
 def train(installed, digits):
     """Run a package's own tools/train.py on the config `mine.py` of a folder."""
 
-    def run(package, folder):
-        done = subprocess.run(
+    def run_there(package, folder):
+        done = run(
             [installed, '-c', f'import {package}; print({package}.__path__[0])'],
             cwd=folder,
             env=outside(),
-            capture_output=True,
-            text=True,
             check=True,
         )
         tool = done.stdout.split()[-1] + '/.mim/tools/train.py'
-        done = subprocess.run(
-            [installed, tool, 'mine.py', '--work-dir', 'run'],
-            cwd=folder,
-            env=outside(),
-            capture_output=True,
-            text=True,
-        )
+        done = run([installed, tool, 'mine.py', '--work-dir', 'run'], cwd=folder, env=outside())
         assert done.returncode == 0, done.stderr[-3000:]
         losses = re.findall(r'\(train\).* loss: ([\d.]+)', done.stdout)
         assert len(losses) == 2
         assert (folder / 'run' / 'last_checkpoint').is_file()
         assert 'HcNet' in (folder / 'run' / 'mine.py').read_text()
 
-    return run
+    return run_there
 
 
 def old_style(folder, base, model, data):

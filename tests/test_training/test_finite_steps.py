@@ -1,6 +1,8 @@
 import socket
+import time
 import types
 from contextlib import nullcontext
+from datetime import timedelta
 
 import pytest
 import torch
@@ -444,7 +446,13 @@ def test_recently_skipped():
 
 
 def _two_ranks(rank, port, optimizer, queue):
-    dist.init_process_group('gloo', init_method=f'tcp://127.0.0.1:{port}', rank=rank, world_size=2)
+    dist.init_process_group(
+        'gloo',
+        init_method=f'tcp://127.0.0.1:{port}',
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=60),
+    )
 
     class Bad(Model):
         """On the second rank one loss is nan, and every gradient finite."""
@@ -482,7 +490,16 @@ def test_a_bad_loss_on_one_rank_skips_the_step_on_all(optimizer):
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     queue = torch.multiprocessing.get_context('spawn').SimpleQueue()
-    torch.multiprocessing.spawn(_two_ranks, (port, dict(optimizer), queue), nprocs=2)
+    ranks = torch.multiprocessing.spawn(
+        _two_ranks, (port, dict(optimizer), queue), nprocs=2, join=False
+    )
+    end = time.monotonic() + 200
+    try:
+        while not ranks.join(timeout=5):
+            assert time.monotonic() < end
+    finally:
+        for process in ranks.processes:
+            process.kill()
     (_, weights, silent, *counts), (_, other, lines, *other_counts) = sorted(
         (queue.get(), queue.get()), key=lambda result: result[0]
     )
