@@ -44,7 +44,7 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=ROOT_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmhcnet',
-    locations=['mmhcnet.training.layer_decay'],
+    locations=['mmhcnet.training.layer_decay', 'mmhcnet.training.optim_constructor'],
 )
 PARAM_SCHEDULERS = Registry(
     'parameter scheduler',

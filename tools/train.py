@@ -22,7 +22,7 @@ with advised_imports():
         check_training,
         fuse_optimizer,
         load_config,
-        use_layer_depths,
+        use_constructor,
     )
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
@@ -105,7 +105,7 @@ def build_config(args: Namespace) -> Config:
 
 
 def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> None:
-    use_layer_depths(cfg)
+    use_constructor(cfg)
     check_optimizer(cfg)
     fuse_optimizer(cfg)
     if args.pretrained:

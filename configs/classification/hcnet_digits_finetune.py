@@ -3,6 +3,6 @@
 _base_ = './hcnet_digits.py'
 
 optim_wrapper = dict(
-    constructor='LearningRateDecayOptimWrapperConstructor',
-    paramwise_cfg=dict(layer_decay_rate=0.75),
+    constructor='mmhcnet.LearningRateDecayOptimizerConstructor',
+    paramwise_cfg=dict(decay_rate=0.75),
 )

@@ -263,26 +263,41 @@ def fuse_optimizer(cfg: Config) -> None:
         optimizer.fused = True
 
 
-def use_layer_depths(cfg: Config) -> None:
-    """Let mmdet's and mmseg's name for layer-wise decay stand for ours, with our backbones.
+# Constructors of mmdet, mmseg and mmpretrain, and their names for the rate of decay.
+_LAYER_WISE = {
+    'LearningRateDecayOptimizerConstructor': 'decay_rate',
+    'LearningRateDecayOptimWrapperConstructor': 'layer_decay_rate',
+}
 
-    Theirs know ConvNeXt only.
+
+def use_constructor(cfg: Config) -> None:
+    """Let our constructors make the optimizer of our backbones, unless the config names another.
+
+    mmengine's default constructor lets stencil weights and frequency embeddings decay. Those of
+    mmdet and mmseg for layer-wise decay know ConvNeXt only, and mmpretrain's is as the default.
 
     Args:
         cfg (Config): Changed in place.
     """
-    theirs = 'LearningRateDecayOptimizerConstructor'
     wrapper, backbone = cfg.get('optim_wrapper') or {}, cfg.get('model', {}).get('backbone') or {}
-    name = wrapper.get('constructor')
-    if name in (theirs, f'mmdet.{theirs}', f'mmseg.{theirs}') and str(
-        backbone.get('type')
-    ).startswith('mmhcnet.'):
-        wrapper.constructor = f'mmhcnet.{theirs}'
-        print_log(
-            f'optim_wrapper.constructor is mmhcnet.{theirs}: {theirs} of {cfg.default_scope} '
-            'knows no backbone of mmhcnet.',
-            logger='current',
-        )
+    if 'optimizer' not in wrapper or not str(backbone.get('type')).startswith('mmhcnet.'):
+        return
+    given = wrapper.get('constructor')
+    scope, _, name = str(given).rpartition('.')
+    if given is None:
+        wrapper.constructor = 'mmhcnet.OptimWrapperConstructor'
+    elif scope != 'mmhcnet' and name in _LAYER_WISE:
+        wrapper.constructor = 'mmhcnet.LearningRateDecayOptimizerConstructor'
+        paramwise = wrapper.get('paramwise_cfg') or {}
+        if _LAYER_WISE[name] in paramwise:
+            paramwise['decay_rate'] = paramwise.pop(_LAYER_WISE[name])
+    else:
+        return
+    print_log(
+        f'optim_wrapper.constructor is {wrapper.constructor}: '
+        f'{given or "the default of mmengine"} does not know the backbones of mmhcnet.',
+        logger='current',
+    )
 
 
 def as_list(value: Any) -> list:

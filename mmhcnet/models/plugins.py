@@ -55,6 +55,10 @@ class HeatConductionOperator(nn.Module):
         )
         self.gamma = nn.Parameter(torch.full((in_channels,), float(layer_scale)))
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay does not apply to, as timm's models say it."""
+        return {'gamma'}
+
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, H, W)."""
         freq_embed = None

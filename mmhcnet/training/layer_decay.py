@@ -7,31 +7,30 @@ Their own constructors know ConvNeXt (and BEiT) by name only. mmpretrain's asks 
 import math
 from itertools import accumulate
 
-from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
 from mmhcnet.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
-# What the recipes keep free of weight decay, beside norms.
-_NO_DECAY = ('conduction.w', 'conduction.k', 'freq_embed', 'gamma')
+from .optim_constructor import OptimWrapperConstructor
+
 _DECAY_MULTS = ('norm_decay_mult', 'bias_decay_mult', 'flat_decay_mult')
 
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
-class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
-    """mmengine's constructor, with learning rates that fall from the head to the stem.
+class LearningRateDecayOptimizerConstructor(OptimWrapperConstructor):
+    """:class:`OptimWrapperConstructor`, with learning rates that fall from the head to the stem.
 
-    A parameter in layer d of D has base rate · decay_rate^(D + 1 - d): the stem is layer 0, the
-    blocks of the backbone are layers 1 to D, and what follows the backbone is layer D + 1. Where no
-    option says what weight decay applies to, norms, biases, stencil weights, conduction rates,
-    frequency embeddings and layer scale have none.
+    The rate of a parameter in layer d of D is multiplied by decay_rate^(D + 1 - d) besides: the
+    stem is layer 0, the blocks of the backbone are layers 1 to D, and what follows the backbone is
+    layer D + 1. Where no option says what weight decay applies to, norms, biases and other
+    one-dimensional parameters have none.
 
     Args:
         optim_wrapper_cfg (dict): Settings of the optimizer wrapper.
         paramwise_cfg (dict): ``decay_rate`` (float); ``decay_type`` (str): 'layer_wise' (the
             default) or 'stage_wise', where the layers are the stages; ``num_layers`` (int): D, into
             which 'layer_wise' gathers the blocks evenly (default: one layer per block). All options
-            of mmengine's constructor besides.
+            of :class:`OptimWrapperConstructor` besides.
 
     Raises:
         ValueError: A setting out of range, or a backbone without ``get_layer_depth``.
@@ -59,11 +58,8 @@ class LearningRateDecayOptimizerConstructor(DefaultOptimWrapperConstructor):
                 f'{self.num_layers!r}'
             )
         decays = optim_wrapper_cfg.get('optimizer', {}).get('weight_decay') is not None
-        if decays and not any(name in settings for name in (*_DECAY_MULTS, 'custom_keys')):
+        if decays and not any(name in settings for name in _DECAY_MULTS):
             settings.update(dict.fromkeys(_DECAY_MULTS, 0.0))
-            settings['custom_keys'] = {name: dict(decay_mult=0.0) for name in _NO_DECAY}
-        # Without any option mmengine would make a single group.
-        settings.setdefault('custom_keys', {})
         super().__init__(optim_wrapper_cfg, settings)
 
     def add_params(

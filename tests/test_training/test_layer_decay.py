@@ -9,7 +9,7 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmhcnet import HcNet, VHeat
-from mmhcnet.cli.config import load_config, use_layer_depths
+from mmhcnet.cli.config import load_config, use_constructor
 from mmhcnet.cli.errors import import_task
 from mmhcnet.inference.model import build_model
 from mmhcnet.training.layer_decay import LearningRateDecayOptimizerConstructor
@@ -66,7 +66,7 @@ def config(task, family, constructor, **paramwise):
     cfg.optim_wrapper.optimizer.lr = 1.0
     import_task(cfg.default_scope)
     init_default_scope(cfg.default_scope)
-    use_layer_depths(cfg)
+    use_constructor(cfg)
     return cfg
 
 
@@ -188,7 +188,7 @@ def test_constructors_of_others_are_left_to_them():
             model=dict(backbone=dict(type='mmpretrain.ConvNeXt')),
         )
     )
-    use_layer_depths(cfg)
+    use_constructor(cfg)
     assert cfg.optim_wrapper.constructor == theirs
 
 

@@ -66,6 +66,10 @@ class VHeatBlock(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
         self.drop_path = DropPath(drop_path)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay does not apply to, as timm's models say it."""
+        return {'gamma1', 'gamma2'}
+
     def forward(self, x: Tensor, freq_embed: Tensor | None) -> Tensor:
         """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)

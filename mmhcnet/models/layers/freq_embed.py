@@ -68,6 +68,10 @@ class FreqEmbed(nn.ParameterList):
             self._kept[stage] = key, _resize(embedding.detach(), size)
         return self._kept[stage][1]
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay does not apply to, as timm's models say it."""
+        return {name for name, _ in self.named_parameters()}
+
     def train(self, mode: bool = True) -> 'FreqEmbed':
         """Sets the mode and forgets the resized embeddings. Returns self."""
         # Also on eval(): a write to Parameter.data, as of an EMA hook, leaves no other trace.

@@ -57,6 +57,10 @@ class HeatConduction(nn.Module):
             self.k = nn.Parameter(torch.zeros(1)) if k == 'learnable' else k
         self.drop_path = DropPath(drop_path)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay does not apply to, as timm's models say it."""
+        return {'w', 'k'}
+
     def rate(self, z: Tensor) -> Tensor:
         """The conduction rate k for z (B, C, H, W): (B, C, 1, 1) or (B, 1, 1, 1)."""
         if self.to_k is not None:

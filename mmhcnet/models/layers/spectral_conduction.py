@@ -62,6 +62,10 @@ class SpectralConduction(nn.Module):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay does not apply to, as timm's models say it."""
+        return {'k'}
+
     def decay_table(self, height: int, width: int, freq_embed: Tensor | None) -> Tensor:
         """exp(-(λ_n + λ_m) k): (H, W, C), with C = 1 where k is one number; ``decay``, if folded.
 
