@@ -1,6 +1,8 @@
 # make demo   the main job on the embedded data set
 # make test   the tests
 # make test-faults   kills and hostile files: the long part of the fault-injection suite
+# make lint   form, spelling and types of the code
+# make docs   the documentation, at http://127.0.0.1:8000
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
@@ -24,7 +26,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Packages named there would shadow the pinned ones.
 unexport PYTHONPATH PYTHONHOME
 
-.PHONY: demo test test-faults env
+# The checks of `make lint` have an environment of their own, which takes seconds to make.
+LINT = .venv-lint
+
+.PHONY: demo test test-faults lint docs env
 
 demo: env
 	@"$(VENV)/bin/python" tools/demo.py
@@ -35,6 +40,21 @@ test: env
 
 test-faults: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests/test_faults -q -s
+
+# All of them run, so that one look shows everything; types are judged as in the environment.
+lint: env $(LINT)/ready
+	@failed=; for check in "ruff check" "ruff format --check" codespell \
+	"basedpyright --pythonpath $(VENV)/bin/python"; do \
+	"$(LINT)/bin/"$$check || failed="$$failed  $$check"; done; \
+	test -z "$$failed" || { echo "Failed:$$failed" >&2; exit 1; }
+
+$(LINT)/ready: requirements/lint.txt
+	@rm -rf $(LINT) && "$(VENV)/bin/python" -m venv $(LINT) && \
+	$(LINT)/bin/python -m pip install -q --disable-pip-version-check -r requirements/lint.txt && \
+	touch $@
+
+docs: env
+	@"$(VENV)/bin/python" -m mkdocs serve
 
 env:
 	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10 to 3.$(NEWEST) was found:" \

@@ -12,6 +12,14 @@ CARRIED = ('configs', 'demo', 'tools', 'model-index.yml')
 
 # Not by an import: a build has no other package of ours on its path.
 TABLE = runpy.run_path(str(HERE / 'mmhcnet' / 'stacks.py'))
+EXTRAS = dict(
+    demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
+    dev=['pytest', 'pytest-xdist', 'scikit-learn', 'scipy'],
+    docs=['mkdocs', 'mkdocstrings-python'],
+    onnx=['onnx', 'onnxruntime'],
+    # grad-cam asks for opencv-python; docs/visualization.md says how to do without.
+    vis=['grad-cam', 'matplotlib', 'pillow'],
+)
 STACK_EXTRAS = {
     stack: ['=='.join(pin) for pin in pins.values()] + list(TABLE['UNASKED'][stack])
     for stack, pins in TABLE['STACKS'].items()
@@ -79,16 +87,30 @@ setup(
     description='Vision backbones built on the heat equation, for OpenMMLab',
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
+    author='mmhcnet contributors',
     license='Apache-2.0',
+    keywords='backbone, heat equation, HcNet, vHeat, OpenMMLab, image classification, '
+    'object detection, semantic segmentation',
+    classifiers=[
+        'Development Status :: 4 - Beta',
+        'Intended Audience :: Developers',
+        'Intended Audience :: Science/Research',
+        'License :: OSI Approved :: Apache Software License',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+        'Topic :: Scientific/Engineering :: Image Recognition',
+        'Typing :: Typed',
+    ],
     packages=find_packages(include=['mmhcnet', 'mmhcnet.*']),
+    package_data=dict(mmhcnet=['py.typed']),
     python_requires='>=3.10,<3.13',
     # mmengine comes with the stack, from one of two distributions of the same import names:
     # naming one here would install its files over the other's.
     install_requires=['torch>=2.1'],
-    extras_require=dict(
-        STACK_EXTRAS,
-        demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
-    ),
+    extras_require=dict(STACK_EXTRAS, **EXTRAS),
     cmdclass=dict(build_py=BuildWithConfigs, develop=DevelopWithConfigs),
     zip_safe=False,
 )

@@ -7,9 +7,18 @@ cannot be imported.
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .config_files import config as config
+    from .model_index import register_models as register_models
+    from .models import HcNet as HcNet
+    from .models import HeatConductionLayer as HeatConductionLayer
+    from .models import HeatConductionOperator as HeatConductionOperator
+    from .models import VHeat as VHeat
+    from .models import convert_state_dict as convert_state_dict
 
 # Public name -> the module that it comes from.
 _HOMES = {
@@ -23,7 +32,7 @@ _HOMES = {
 }
 _MODULES = ('models', 'ops', 'registry')
 
-__all__ = [*_HOMES, '__version__']
+__all__ = [*_HOMES, '__version__']  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

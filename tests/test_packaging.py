@@ -64,6 +64,7 @@ def test_wheel(installed, source, tmp_path):
     assert installed.parents[1] in package.parents
     assert config == package.resolve() / '.mim' / 'configs' / CONFIG
     assert os.access(package / '.mim' / 'tools' / 'dist_train.sh', os.X_OK)
+    assert (package / 'py.typed').is_file()
 
 
 def test_wheel_from_the_sdist(source, new_environment, tmp_path):

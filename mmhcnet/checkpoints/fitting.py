@@ -85,8 +85,8 @@ def weights_of(checkpoint: dict, ema: bool = False) -> dict[str, Tensor]:
 
 def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside the wrappers for several ranks and for test-time augmentation."""
-    while isinstance(getattr(model, 'module', None), nn.Module):
-        model = model.module
+    while isinstance(inner := getattr(model, 'module', None), nn.Module):
+        model = inner
     return model
 
 

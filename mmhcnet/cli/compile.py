@@ -97,7 +97,7 @@ def compile_blocks(
             if any(drop.drop_prob > 0 for drop in drops):
                 for drop in drops:
                     drop.share_graphs(next(stage.parameters()).device)
-            for block in stage:
+            for block in stage.children():
                 block.compile(dynamic=dynamic, options=options)
         if graphs:
             handles.append(backbone.register_forward_pre_hook(_Step()))

@@ -115,13 +115,14 @@ def _line_of_missing_base(path: Path) -> int | None:
 
 def _line_in_traceback(error: BaseException, path: Path) -> int | None:
     lines = []
-    while error is not None:
+    cause: BaseException | None = error
+    while cause is not None:
         lines += [
             frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
+            for frame in traceback.extract_tb(cause.__traceback__)
             if os.path.abspath(frame.filename) == os.path.abspath(path)
         ]
-        error = error.__cause__
+        cause = cause.__cause__
     return lines[-1] if lines else None
 
 

@@ -111,21 +111,20 @@ def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
         and (end - new.get('begin', 0)) * ratio < 2
     )
     by_parts = short or not all(_whole(point * ratio) for point in points)
-    if (
+    fractional = (
         new.get('by_epoch', True)
         and by_parts
         and kind in _FRACTIONAL
         and end not in (None, *_ENDLESS)
-    ):
+    )
+    if fractional:
         # Parts of an epoch, which become iterations when the data loader tells how many it has.
         new.update(type=f'mmhcnet.{kind}', convert_to_iter_based=True, begin=new.get('begin', 0))
 
-        def scale(point):
+    def scale(point):
+        if fractional:
             return round(point * ratio, 9)
-    else:
-
-        def scale(point):
-            return max(round(point * ratio), least if point else 0)
+        return max(round(point * ratio), least if point else 0)
 
     for field in _POINTS:
         if new.get(field) not in (None, *_ENDLESS):

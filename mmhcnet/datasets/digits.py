@@ -174,7 +174,7 @@ def make_background(rng, size):
     """
     y = (np.arange(size) / size - 0.5)[:, None]
     x = (np.arange(size) / size - 0.5)[None, :]
-    noise = sum(_between(rng, 0, 1) * _noise(rng, size, cell) for cell in (32, 12, 5))
+    noise = np.sum([_between(rng, 0, 1) * _noise(rng, size, cell) for cell in (32, 12, 5)], axis=0)
     pattern = _between(rng, -1, 1) * x + _between(rng, -1, 1) * y
     if rng.randint(2):
         waves = size * (_between(rng, -1, 1) * x + _between(rng, -1, 1) * y) / _between(rng, 5, 14)

@@ -116,7 +116,8 @@ def _along_both(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _matrices(x: Tensor) -> tuple[Tensor, Tensor]:
-    return tuple(_constant(_cosines, n, x.device, x.dtype, _mode(x)) for n in x.shape[1:3])
+    rows, columns = (_constant(_cosines, n, x.device, x.dtype, _mode(x)) for n in x.shape[1:3])
+    return rows, columns
 
 
 def dct2(x: Tensor) -> Tensor:

@@ -51,9 +51,10 @@ class ImageBackend(LocalBackend):
 @contextmanager
 def images_seen() -> Iterator[dict[str, tuple[int, int] | None]]:
     """Files that are read through :class:`ImageBackend` within the block, with their PNG sizes."""
-    token = _SEEN.set({})
+    seen: dict[str, tuple[int, int] | None] = {}
+    token = _SEEN.set(seen)
     try:
-        yield _SEEN.get()
+        yield seen
     finally:
         _SEEN.reset(token)
 

@@ -93,7 +93,9 @@ class LearningRateDecayOptimizerConstructor(OptimWrapperConstructor):
         depth, total = backbone.get_layer_depth(name, prefix)
         blocks = total - 2
         if self.decay_type == 'stage_wise':
-            ends = list(accumulate(len(stage) for stage in backbone.stages))
+            ends = list(
+                accumulate(len(list(stage.children())) for stage in backbone.stages.children())
+            )
             layers = len(ends)
             layer = next((i for i, end in enumerate([0, *ends]) if depth <= end), layers + 1)
         else:

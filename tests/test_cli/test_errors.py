@@ -238,7 +238,7 @@ class ToyPart:
 @pytest.mark.parametrize(
     'text, line, message',
     [
-        ("model = dict(\n    type='ToyPart',\n    widht=2)", 3, "did you mean 'width'?"),
+        ("model = dict(\n    type='ToyPart',\n    widthh=2)", 3, "did you mean 'width'?"),
         ("model = dict(\n    type='ToyPart',\n    width=3)", 3, 'width must be 1 or 2, got 3'),
         (
             "model = dict(\n    type='ToyPart', width=2, inner=dict(\n        type='ToyPart',\n"

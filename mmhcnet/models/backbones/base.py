@@ -88,7 +88,8 @@ class Stage(nn.ModuleList):
         """(B, C, H, W) -> (B, C, H, W)."""
         for block in self:
             if self.with_cp and torch.is_grad_enabled():
-                x = checkpoint(block, x, *inputs, use_reentrant=False)
+                # torch annotates the result as one that may be None.
+                x = checkpoint(block, x, *inputs, use_reentrant=False)  # pyright: ignore[reportAssignmentType]
             else:
                 x = block(x, *inputs)
         return x
@@ -234,7 +235,7 @@ class HierarchicalBackbone(BaseModule):
 
     def stage_parts(self, i: int) -> list[nn.Module | nn.Parameter]:
         """All that belongs to stage i: its blocks, the downsampling into it, its norm."""
-        parts = [self.stages[i]]
+        parts: list[nn.Module | nn.Parameter] = [self.stages[i]]
         if i > 0:
             parts.append(self.downsamples[i - 1])
         if i in self.out_indices:

@@ -279,7 +279,7 @@ class VHeat(HierarchicalBackbone):
             )
         for i, (stage, map_size) in enumerate(zip(self.stages, self._map_sizes(size))):
             freq_embed = None if self.freq_embed is None else self.freq_embed.at(i, map_size)
-            for block in stage:
+            for block in stage.children():
                 block.conduction.switch_to_deploy(*map_size, freq_embed)
         self.freq_embed = None
         self.deploy_size = size
