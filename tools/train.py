@@ -56,7 +56,7 @@ def parse_args() -> Namespace:
         '--trial',
         type=int,
         metavar='N',
-        help='try the config: N iterations, validation on a few batches, a '
+        help='try the config: N iterations, validation on at most 200 images, a '
         'checkpoint, and an estimate of the whole run',
     )
     parser.add_argument(

@@ -1,5 +1,7 @@
 """Try a config for a few iterations before a long run: ``tools/train.py CONFIG --trial N``."""
 
+import itertools
+import json
 import math
 import os
 from collections.abc import Iterator, Sized
@@ -7,31 +9,44 @@ from collections.abc import Iterator, Sized
 import torch
 from mmengine.config import Config
 from mmengine.dist import get_dist_info
+from mmengine.fileio import get
+from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import Runner
 from mmengine.runner.checkpoint import load_checkpoint
 from torch.utils.data import Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
 
+from .config import as_list
 from .memory import PeakMemoryHook, peak_memory
 from .schedule import RunLength, run_length, scale_schedule
 
-VAL_BATCHES = 2
+# Larger validation sets are represented by so many images.
+VAL_IMAGES = 200
 
 
 @DATA_SAMPLERS.register_module()
-class FirstSamples(Sampler):
-    """The first samples of a data set, dealt out to the ranks in turn.
+class SpreadSamples(Sampler):
+    """At most so many samples of a data set, evenly spaced, dealt out to the ranks in turn.
+
+    Every rank gets equally many. Where all samples are taken some are repeated for that, which
+    mmengine's evaluator leaves out again.
 
     Args:
         dataset (Sized): The data set.
-        num_samples (int): How many samples, over all ranks.
+        num_samples (int): How many samples at most, over all ranks.
         seed (int, optional): Not used: the order is fixed. mmengine passes it to every sampler.
     """
 
     def __init__(self, dataset: Sized, num_samples: int, seed: int | None = None):
         rank, world_size = get_dist_info()
-        self.indices = range(rank, min(num_samples, len(dataset)), world_size)
+        chosen = spread(len(dataset), num_samples)
+        if len(chosen) < len(dataset):
+            chosen = chosen[: max(world_size, len(chosen) - len(chosen) % world_size)]
+        missing = -len(chosen) % world_size
+        self.indices = (chosen + list(itertools.islice(itertools.cycle(chosen), missing)))[
+            rank::world_size
+        ]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.indices)
@@ -43,9 +58,59 @@ class FirstSamples(Sampler):
         """The order does not depend on the epoch."""
 
 
-def make_trial(cfg: Config, iterations: int) -> None:
-    """Turn a config into one that trains for ``iterations``, validates on two batches and saves.
+def spread(length: int, most: int) -> list[int]:
+    """At most so many indices, evenly spaced."""
+    number = min(length, most)
+    return [i * length // number for i in range(number)]
 
+
+def _validate_on_few(cfg: Config) -> None:
+    """Let a large validation set be represented by some of its images, for metrics too.
+
+    A metric that reads the annotations of all images, as COCO's, would count those that are not
+    predicted as missed. It gets those of the chosen images, in a file in the work directory.
+    Where that cannot be done everything is validated.
+
+    Args:
+        cfg (Config): Changed in place.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    files = [metric for metric in as_list(cfg.get('val_evaluator')) if metric.get('ann_file')]
+    if files:
+        dataset = DATASETS.build(cfg.val_dataloader.dataset)
+        if len(dataset) <= VAL_IMAGES:
+            return
+        try:
+            chosen = spread(len(dataset), VAL_IMAGES)
+            images = {dataset.get_data_info(i)['img_id'] for i in chosen}
+            contents = [_only(images, metric) for metric in files]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            return
+        # One for each rank: they do not wait for each other.
+        rank, _ = get_dist_info()
+        os.makedirs(cfg.work_dir, exist_ok=True)
+        for number, (metric, content) in enumerate(zip(files, contents)):
+            metric.ann_file = os.path.join(cfg.work_dir, f'annotations_{number}_{rank}.json')
+            metric.pop('backend_args', None)
+            with open(metric.ann_file, 'w') as file:
+                json.dump(content, file)
+    cfg.val_dataloader.sampler = dict(type='mmhcnet.SpreadSamples', num_samples=VAL_IMAGES)
+
+
+def _only(images: set, metric: dict) -> dict:
+    """The annotations of these images from a metric's file in COCO's format."""
+    content = json.loads(get(metric['ann_file'], backend_args=metric.get('backend_args')))
+    return dict(
+        content,
+        images=[image for image in content['images'] if image['id'] in images],
+        annotations=[one for one in content['annotations'] if one['image_id'] in images],
+    )
+
+
+def make_trial(cfg: Config, iterations: int) -> None:
+    """Turn a config into one that trains for ``iterations``, validates and saves.
+
+    The validation is that of the whole run, on all images or on 200 spread over the data set.
     Schedules keep their shape over the shortened run. Everything is written to the folder
     ``trial`` of the work directory, so that nothing of a real run there is touched.
 
@@ -89,11 +154,7 @@ def make_trial(cfg: Config, iterations: int) -> None:
     cfg.custom_hooks = [*cfg.get('custom_hooks', []), dict(type='mmhcnet.PeakMemoryHook')]
     cfg.load_from, cfg.resume = None, False
     if cfg.get('val_dataloader'):
-        _, world_size = get_dist_info()
-        cfg.val_dataloader.sampler = dict(
-            type='mmhcnet.FirstSamples',
-            num_samples=VAL_BATCHES * cfg.val_dataloader.batch_size * world_size,
-        )
+        _validate_on_few(cfg)
 
 
 def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
@@ -145,7 +206,13 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
             if key.startswith('val/') and not key.endswith('time')
         }
         shown = ', '.join(f'{key} {value:.4g}' for key, value in metrics.items())
-        lines.append(f'validation         ran on the first {VAL_BATCHES} batches ({shown or "ok"})')
+        images, number = len(loader.dataset), world_size * len(loader.sampler)
+        seen = (
+            f'all {images} images'
+            if number >= images
+            else f'{number} of {images} images, spread over the data set'
+        )
+        lines.append(f'validation         ran on {seen} ({shown or "ok"})')
     if torch.cuda.is_available():
         (peak,) = (hook.peak for hook in runner.hooks if isinstance(hook, PeakMemoryHook))
         lines.append(f'peak memory        {peak / 2**30:.2f} GiB on the GPU')

@@ -20,7 +20,6 @@ from mmhcnet.cli.config import (
     stock_config,
 )
 from mmhcnet.cli.distributed import _replace_sync_bn
-from mmhcnet.cli.trial import FirstSamples
 from mmhcnet.errors import UserError
 
 from ..toy import toy_runner
@@ -119,12 +118,6 @@ def test_sync_bn_becomes_bn_everywhere():
     assert model == dict(
         norm_cfg=dict(type='BN'), heads=[dict(norm_cfg=dict(type='BN')), 3], other=dict(type='LN')
     )
-
-
-@pytest.mark.parametrize('number, expected', [(3, [0, 1, 2]), (100, [0, 1, 2, 3, 4])])
-def test_first_samples(number, expected):
-    sampler = FirstSamples(range(5), number)
-    assert list(sampler) == expected and len(sampler) == len(expected)
 
 
 def test_mmpretrains_by_epoch_beside_a_loop_of_ours(tmp_path):

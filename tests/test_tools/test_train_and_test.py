@@ -86,7 +86,7 @@ def test_trial(task, tool, small, tmp_path):
         'read back',
         'peak memory',
         's per iteration',
-        'first 2 batches',
+        f'ran on all {20 if task == "classification" else 4} images (',
         'the whole run of 2',
     ):
         assert word in report
