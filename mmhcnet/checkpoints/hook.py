@@ -416,6 +416,12 @@ class CheckpointHook(_CheckpointHook):
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
         if not self.save_best:
             return
+        for name in self.key_indicators:
+            if name != 'auto' and name not in metrics:
+                raise UserError(
+                    f"save_best of the checkpoint hook is '{name}', and the validation reports "
+                    f'{", ".join(map(repr, metrics)) or "nothing"}: set it to one of them'
+                )
         hub = runner.message_hub
         before = {
             key: hub.get_info(key)

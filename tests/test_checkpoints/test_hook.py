@@ -219,6 +219,13 @@ def test_the_best_one(tmp_path):
     assert all(fault_of(path) is None for path in tmp_path.glob('*.pth'))
 
 
+def test_the_best_by_a_metric_that_nothing_reports(tmp_path, monkeypatch):
+    runner = validated(tmp_path, [0.1])
+    monkeypatch.setattr(Scores, 'compute_metrics', lambda self, results: dict(a=1, b=2))
+    with pytest.raises(UserError, match="hook is 'score', and the validation reports 'a', 'b': "):
+        runner.train()
+
+
 def test_the_former_best_goes_after_the_new_one_stands(tmp_path, monkeypatch):
     original = CheckpointBackend.remove
 

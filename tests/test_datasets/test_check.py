@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from mmengine.evaluator import Evaluator
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.registry import init_default_scope
 from PIL import Image
@@ -19,6 +20,7 @@ from PIL import Image
 from mmhcnet.cli.config import load_config
 from mmhcnet.cli.errors import import_task
 from mmhcnet.datasets.check import absent_classes, quick_check, stop_at_errors
+from mmhcnet.datasets.check.metrics import names_of
 from mmhcnet.errors import UserError
 from mmhcnet.training.coco_annotations import build_dataset
 from mmhcnet.training.tolerant_data import read_tolerantly
@@ -696,6 +698,87 @@ train_dataloader = dict(dataset=dict(_delete_=True, type='UnknownData'))
     assert 'not checked train_dataloader.dataset: is a UnknownData' in said
     assert 'the data is complete' not in said
     assert said.splitlines()[-1].startswith('no error was found, but not everything was checked')
+
+
+CLASSES = ('red', 'green', 'blue')
+BOXES = torch.tensor([[2.0, 2.0, 30.0, 30.0]])
+SAMPLES = dict(
+    cls=dict(
+        pred_score=torch.tensor([0.2, 0.7, 0.1]),
+        gt_label=torch.tensor([1]),
+        gt_score=torch.tensor([0, 1, 0]),
+        gt_label_difficult=torch.tensor([], dtype=torch.long),
+        num_classes=3,
+    ),
+    det=dict(
+        img_id=1,
+        ori_shape=(SIDE, SIDE),
+        instances=[dict(bbox=BOXES[0].tolist(), bbox_label=1, ignore_flag=0)],
+        gt_instances=dict(bboxes=BOXES, labels=torch.tensor([1])),
+        ignored_instances=dict(bboxes=BOXES[:0], labels=torch.tensor([])),
+        pred_instances=dict(bboxes=BOXES, labels=torch.tensor([1]), scores=torch.tensor([0.9])),
+    ),
+    seg=dict(
+        pred_sem_seg=dict(data=torch.ones(1, 4, 4, dtype=torch.long)),
+        gt_sem_seg=dict(data=torch.ones(1, 4, 4, dtype=torch.long)),
+    ),
+)
+METRICS = [
+    ('cls', dict(type='Accuracy', topk=(1, 2))),
+    ('cls', dict(type='Accuracy', thrs=(0.0, None, 0.25), prefix='mine')),
+    ('cls', dict(type='SingleLabelMetric')),
+    ('cls', dict(type='SingleLabelMetric', average=None, items=('recall', 'support'))),
+    ('cls', dict(type='SingleLabelMetric', average='micro', thrs=(0.1, None))),
+    ('cls', dict(type='MultiLabelMetric')),
+    ('cls', dict(type='MultiLabelMetric', topk=2, average='micro')),
+    ('cls', dict(type='MultiLabelMetric', thr=0.3, average=None)),
+    ('cls', dict(type='AveragePrecision')),
+    ('cls', dict(type='AveragePrecision', average=None)),
+    # Inherits what it computes.
+    ('cls', dict(type='VOCAveragePrecision')),
+    ('det', dict(type='CocoMetric', metric=['bbox', 'proposal_fast'], classwise=True)),
+    ('det', dict(type='CocoMetric', metric='bbox', metric_items=['mAP_50'])),
+    ('det', dict(type='CocoMetric', metric='proposal')),
+    ('det', dict(type='VOCMetric', iou_thrs=[0.5, 0.75])),
+    ('det', dict(type='VOCMetric', metric='recall', iou_thrs=[0.5, 0.75])),
+    ('seg', dict(type='IoUMetric', iou_metrics=['mIoU', 'mDice', 'mFscore'])),
+]
+
+
+@pytest.mark.parametrize('task, settings', METRICS)
+def test_names_of_metrics_are_those_that_they_report(task, settings, config):
+    """As the metrics say themselves, of a sample that was predicted."""
+    config(task)
+    known = names_of(settings, CLASSES)
+    evaluator = Evaluator([settings])
+    evaluator.dataset_meta = dict(classes=CLASSES)
+    evaluator.process([SAMPLES[task]])
+    assert sorted(known) == sorted(evaluator.evaluate(1))
+
+
+def test_a_metric_that_is_not_known_here_refuses_nothing(check, config):
+    more = """
+custom_imports = dict(imports=['tests.test_datasets.unknown_data'])
+val_evaluator = [dict(type='Accuracy'), dict(type='UnknownMetric')]
+default_hooks = dict(checkpoint=dict(save_best='%s'))
+"""
+    stop_at_errors(config('cls', more % 'unknown'), ['train', 'val'])
+    code, said = check('cls', more % 'unknown')
+    assert code == 0 and 'not everything was checked' in said.splitlines()[-1]
+    assert (
+        "  not checked default_hooks.checkpoint.save_best: is 'unknown', and what 'UnknownMetric' "
+        'reports is known after a validation only: tools/train.py CONFIG --trial 1'
+    ) in said
+    assert 'save_best' not in check('cls', more % 'accuracy/top1')[1]
+
+
+def test_save_best_of_a_hook_besides_the_default_ones(config):
+    more = """
+default_hooks = dict(checkpoint=None)
+custom_hooks = [dict(type='mmhcnet.CheckpointHook', save_best='accuracy/top9')]
+"""
+    with pytest.raises(UserError, match=r"custom_hooks\.0\.save_best: is 'accuracy/top9'"):
+        stop_at_errors(config('cls', more), ['train', 'val'])
 
 
 def test_a_single_bad_file_does_not_stop_a_training(config, data):

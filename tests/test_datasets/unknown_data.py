@@ -1,7 +1,8 @@
-"""A data set of a type that the check does not know."""
+"""A data set and a metric of types that the check does not know."""
 
 import numpy as np
-from mmengine.registry import DATASETS
+from mmengine.evaluator import BaseMetric
+from mmengine.registry import DATASETS, METRICS
 
 
 @DATASETS.register_module(force=True)
@@ -21,3 +22,14 @@ class UnknownData:
 
     def __getitem__(self, index):
         return dict(inputs=np.zeros((3, 48, 48)), data_samples=None)
+
+
+@METRICS.register_module(force=True)
+class UnknownMetric(BaseMetric):
+    """The number of samples."""
+
+    def process(self, data_batch, data_samples):
+        self.results += data_samples
+
+    def compute_metrics(self, results):
+        return dict(unknown=len(results))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.dataset.sampler import InfiniteSampler
-from mmengine.registry import DATA_SAMPLERS, LOOPS, METRICS, MODELS
+from mmengine.registry import DATA_SAMPLERS, LOOPS, MODELS
 from mmengine.runner import EpochBasedTrainLoop
 
 from mmhcnet.cli.config import as_list, is_type
@@ -182,84 +182,6 @@ def sampler_and_loop(cfg: Config, split: str) -> Iterator[Finding]:
         f"set {split}_dataloader.sampler.type='DefaultSampler'"
         + (', or train by iterations (max_iters)' if split == 'train' else ''),
     )
-
-
-# What a run may call the best by, of the metrics that our recipes and their relatives have.
-def _accuracy(metric: Any) -> list[str]:
-    if metric.thrs is None or metric.thrs == (0.0,):
-        return [f'top{k}' for k in metric.topk]
-    return []
-
-
-def _coco(metric: Any) -> list[str]:
-    names = []
-    for kind in metric.metrics:
-        if kind in ('bbox', 'segm') and metric.metric_items is None:
-            names += [f'{kind}_mAP{suffix}' for suffix in ('', '_50', '_75', '_s', '_m', '_l')]
-        elif metric.metric_items is not None:
-            names += [f'{kind}_{item}' for item in metric.metric_items]
-        else:
-            return []
-    return names
-
-
-def _iou(metric: Any) -> list[str]:
-    names = dict(
-        mIoU=['mIoU', 'mAcc'], mDice=['mDice', 'mAcc'], mFscore=['mFscore', 'mPrecision', 'mRecall']
-    )
-    return ['aAcc'] + [name for kind in metric.metrics for name in names.get(kind, [])]
-
-
-_NAMES = dict(Accuracy=_accuracy, CocoMetric=_coco, IoUMetric=_iou)
-
-
-def metric_names(evaluators: dict[str, dict]) -> list[str] | None:
-    """Names under which metrics report, or None where one is not known here.
-
-    Args:
-        evaluators (dict): Settings by config key; each metric is built, but for its files.
-    """
-    names: list[str] = []
-    for settings in evaluators.values():
-        kind = str(settings.get('type')).split('.')[-1]
-        if kind not in _NAMES:
-            return None
-        metric = METRICS.build(
-            {key: value for key, value in settings.items() if key not in ('ann_file', 'output_dir')}
-        )
-        found = _NAMES[kind](metric)
-        if not found or getattr(metric, 'format_only', False):
-            return None
-        prefix = metric.prefix or metric.default_prefix
-        names += [f'{prefix}/{name}' if prefix else name for name in found]
-    return names
-
-
-def save_best(cfg: Config, evaluators: dict[str, dict]) -> Iterator[Finding]:
-    """Whether the metric that the best checkpoint is chosen by is among those that are measured."""
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    wanted = hook.get('save_best')
-    wanted = [wanted] if isinstance(wanted, str) else list(wanted or [])
-    if not wanted or wanted == ['auto']:
-        return
-    key = 'default_hooks.checkpoint.save_best'
-    if not cfg.get('val_dataloader'):
-        yield Finding(
-            'no validation',
-            key,
-            f'is {wanted[0]!r}, and nothing is validated',
-            'set val_dataloader, val_cfg and val_evaluator, or leave save_best out',
-        )
-        return
-    names = metric_names(evaluators)
-    for name in wanted if names else []:
-        if name not in names:
-            yield Finding(
-                'unknown metric',
-                key,
-                f'is {name!r}, and the evaluators report {listed(names, 20)}',
-                'set it to one of them',
-            )
 
 
 def sizes_and_channels(cfg: Config, source: Source) -> Iterator[Finding]:

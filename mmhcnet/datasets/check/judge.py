@@ -20,7 +20,7 @@ from .folders import ClassFolders
 from .images import unreadable, wrong_channels, wrong_size
 from .label_maps import LabelMaps
 from .listed_samples import ListedSamples
-from .metrics import own_files
+from .metrics import own_files, save_best
 from .sources import Progress, Source, build_full, sample_of, sources_of
 
 # Samples that are loaded per data set: before a training, and by a check that is not full.
@@ -258,7 +258,7 @@ class SplitCheck:
         if self.split != 'train' and all(check.annotations for check in self.data_sets):
             yield from own_files(sources)
         if self.split == 'val' or self.split == 'train' and not self.cfg.get('val_dataloader'):
-            yield from assumptions.save_best(self.cfg, sources[0].evaluators)
+            yield from save_best(self.cfg, sources[0])
 
     def whole_pipeline(self) -> Iterator[Finding]:
         """Builds what the loader reads, wrappers included, and takes a few samples of it."""
