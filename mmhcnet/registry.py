@@ -32,6 +32,7 @@ HOOKS = Registry(
     scope='mmhcnet',
     locations=[
         'mmhcnet.checkpoints.hook',
+        'mmhcnet.cli.drawing',
         'mmhcnet.cli.memory',
         'mmhcnet.training.finite_steps',
         'mmhcnet.training.preemption',

@@ -57,6 +57,10 @@ def draw(cfg: Config, args: Namespace) -> None:
             hook['test_out_dir'] = os.path.abspath(args.show_dir)
         elif args.show_dir:
             cfg.visualizer.save_dir = args.show_dir
+        if args.interval > 1:
+            cfg.default_hooks.visualization = dict(
+                type='mmhcnet.DrawEveryHook', interval=args.interval, hook=hook
+            )
 
 
 def augment(cfg: Config) -> None:

@@ -58,6 +58,8 @@ def test_train_resume_and_test(task, tool, small, tmp_path):
         out,
         '--show-dir',
         tmp_path / 'shown',
+        '--interval',
+        3,
         *small(task),
     )
     assert re.search(r'\(test\) .*(top1|mAP|mIoU)', tested.stdout)
@@ -70,7 +72,7 @@ def test_train_resume_and_test(task, tool, small, tmp_path):
     else:
         assert len(pickle.loads(out.read_bytes())) == (20 if task == 'classification' else 4)
     pictures = [*tmp_path.glob('shown/**/*.png'), *tmp_path.glob('test/**/shown/**/*.png')]
-    assert pictures
+    assert len(pictures) == (7 if task == 'classification' else 2)
 
 
 @pytest.mark.slow
