@@ -41,12 +41,14 @@ class Layout(NamedTuple):
         train (Part): What to train with.
         val (Part): What to validate with.
         named (bool): Whether the names are the data's own.
+        masks (bool): Whether annotations of boxes have outlines or masks too.
     """
 
     classes: list[str]
     train: Part
     val: Part
     named: bool = True
+    masks: bool = True
 
 
 def palette(number: int) -> list[tuple[int, int, int]]:
@@ -86,6 +88,7 @@ def coco_layout(root: str) -> Layout:
     """
     found: dict[str, Part] = {}
     classes: dict[str, list[str]] = {}
+    masks = True
     for path in sorted(Path(root).rglob('*.json')):
         name = str(path.relative_to(root))
         half = _half_of(name)
@@ -101,6 +104,7 @@ def coco_layout(root: str) -> Layout:
             continue
         found[half] = Part(_folder_of(Path(root), path, first), name)
         classes[half] = names
+        masks &= any(one.get('segmentation') for one in content['annotations'])
     train, val = _both(
         found,
         root,
@@ -113,7 +117,7 @@ def coco_layout(root: str) -> Layout:
             f"differ: {classes['train'][:10]} and {classes['val'][:10]}; write the "
             'same in the same order'
         )
-    return Layout(classes['train'], train, val)
+    return Layout(classes['train'], train, val, masks=masks)
 
 
 def _folder_of(root: Path, file: Path, image: str) -> str:

@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.dataset import pseudo_collate
+from mmengine.optim import OptimWrapper
+from mmengine.registry import DATASETS
 from PIL import Image
 
 from mmhcnet.cli.config import load_config
@@ -93,6 +96,29 @@ def test_own_data(task, recipe, data, tmp_path, new_config):
     assert sum(line.startswith('# ') for line in lines) >= 4 and max(map(len, lines)) <= 100
     with pytest.raises(SystemExit, match='exists already'):
         new_config(recipe, '--data', data / task, '--out', out)
+
+
+@pytest.mark.parametrize('recipe', RECIPES['det'])
+def test_boxes_only(recipe, data, tmp_path, new_config):
+    for path in (data / 'det').glob('*.json'):
+        content = json.loads(path.read_text())
+        for annotation in content['annotations']:
+            del annotation['segmentation']
+        path.write_text(json.dumps(content))
+    new_config(recipe, '--data', data / 'det', '--out', tmp_path / 'my.py')
+    cfg = load_config(str(tmp_path / 'my.py'), None, None)
+    import_task(cfg.default_scope)
+    assert findings(cfg) == []
+    assert (cfg.model.type, cfg.val_evaluator.metric) == ('FasterRCNN', 'bbox')
+    cfg.model.backbone = dict(
+        type='mmhcnet.HcNet', arch=dict(embed_dims=[8, 8, 16, 16], depths=[1, 1, 1, 1])
+    )
+    cfg.model.neck.in_channels = [8, 8, 16, 16]
+    model = build_model(cfg)
+    assert not model.with_mask and model.roi_head.bbox_head.num_classes == 3
+    batch = pseudo_collate([DATASETS.build(cfg.train_dataloader.dataset)[0]])
+    losses = model.train_step(batch, OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.0)))
+    assert {'loss_rpn_cls', 'loss_cls', 'loss_bbox'} < set(losses) and 'loss_mask' not in losses
 
 
 @pytest.mark.slow

@@ -110,16 +110,12 @@ def pipeline_of(cfg: Config, split: str) -> Any:
     return settings.pipeline
 
 
-def without_zero_label(pipeline: Any) -> Any:
-    """A pipeline in which id 0 is a class."""
+def without(key: str, pipeline: Any) -> Any:
+    """A pipeline whose steps leave an argument at its default."""
     if isinstance(pipeline, (list, tuple)):
-        return type(pipeline)(without_zero_label(step) for step in pipeline)
+        return type(pipeline)(without(key, step) for step in pipeline)
     if isinstance(pipeline, dict):
-        return {
-            key: without_zero_label(value)
-            for key, value in pipeline.items()
-            if key != 'reduce_zero_label'
-        }
+        return {name: without(key, value) for name, value in pipeline.items() if name != key}
     return pipeline
 
 
@@ -156,33 +152,49 @@ def classification(cfg: Config, layout: Layout, root: str) -> list[str]:
     return blocks
 
 
+def without_masks(cfg: Config, model: dict) -> dict:
+    """What changes in a model where the data has boxes only: Mask R-CNN becomes Faster R-CNN."""
+    if not cfg.model.get('roi_head', {}).get('mask_head'):
+        return model
+    changed = {'mask_roi_extractor': None, 'mask_head': None}
+    if 'bbox_head' in model.get('roi_head', {}):
+        changed = {'bbox_head': model['roi_head']['bbox_head'], **changed}
+    kind = dict(type='FasterRCNN') if cfg.model.type == 'MaskRCNN' else {}
+    return {**kind, **model, 'roi_head': changed}
+
+
 def detection(cfg: Config, layout: Layout, root: str) -> list[str]:
     number = len(layout.classes)
     meta = dict(classes=layout.classes, palette=palette(number))
 
-    def dataset(part: Part) -> dict:
-        return dict(
-            dataset=dict(
-                type='CocoDataset',
-                data_root=f'{root}/',
-                ann_file=part.labels,
-                data_prefix=dict(img=f'{part.images}/'),
-                metainfo=Name('meta'),
-            )
+    def dataset(part: Part, split: str) -> dict:
+        settings = dict(
+            type='CocoDataset',
+            data_root=f'{root}/',
+            ann_file=part.labels,
+            data_prefix=dict(img=f'{part.images}/'),
+            metainfo=Name('meta'),
         )
+        _, base = next(innermost_datasets(cfg[f'{split}_dataloader'].dataset, ''))
+        if not layout.masks and 'with_mask' in str(base.pipeline):
+            settings['pipeline'] = without('with_mask', base.pipeline)
+        return dict(dataset=settings)
 
+    model, comment = heads(cfg.model, number) or {}, f'{number} classes in every head.'
+    evaluator = dict(ann_file=f'{root}/{layout.val.labels}')
+    if not layout.masks:
+        model = without_masks(cfg, model)
+        evaluator['metric'] = 'bbox'
+        comment += ' The data has boxes only, so there is no mask head.'
     return [
         block('The categories, in the order of the annotation files.', meta=meta),
         block(
             'Where images and annotations are.',
-            train_dataloader=dataset(layout.train),
-            val_dataloader=dataset(layout.val),
+            train_dataloader=dataset(layout.train, 'train'),
+            val_dataloader=dataset(layout.val, 'val'),
         ),
-        block(f'{number} classes in every head.', model=heads(cfg.model, number) or {}),
-        block(
-            'COCO\'s evaluation reads the annotations by itself.',
-            val_evaluator=dict(ann_file=f'{root}/{layout.val.labels}'),
-        ),
+        block(comment, model=model),
+        block('COCO\'s evaluation reads the annotations by itself.', val_evaluator=evaluator),
     ]
 
 
@@ -194,7 +206,7 @@ def segmentation(cfg: Config, layout: Layout, root: str) -> list[str]:
         pipeline = pipeline_of(cfg, split)
         own = cfg[f'{split}_dataloader'].dataset.pipeline
         if 'reduce_zero_label' in str(own):
-            pipeline = without_zero_label(own)
+            pipeline = without('reduce_zero_label', own)
         return dict(
             dataset=dict(
                 _delete_=True,
