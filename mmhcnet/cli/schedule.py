@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 from typing import NamedTuple
 
 from mmengine.config import ConfigDict
@@ -10,15 +11,23 @@ from mmengine.registry import LOOPS
 
 # Fields of mmengine's parameter schedulers that are points or lengths in time.
 _POINTS = ('begin', 'end', 'T_max', 'total_steps', 'step_size')
-_LISTS = ('milestones', 'periods')
+_LISTS = ('milestones',)
 # An end at infinity is mmengine's default.
 _ENDLESS = (float('inf'), 10**9)
 # Those that mmhcnet.training.schedulers has for parts of an epoch.
 _FRACTIONAL = tuple(
     f'{shape}{of}'
-    for shape in ('Constant', 'CosineAnnealing', 'Linear', 'MultiStep', 'Poly')
+    for shape in (
+        'Constant',
+        'CosineAnnealing',
+        'CosineRestart',
+        'Exponential',
+        'Linear',
+        'MultiStep',
+        'Poly',
+    )
     for of in ('LR', 'Momentum')
-)
+) + ('OneCycleLR',)
 _EXPONENTIAL = ('ExponentialLR', 'ExponentialMomentum')
 
 
@@ -97,12 +106,15 @@ def _whole(number: float) -> bool:
 def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
     """One scheduler with its points multiplied, those above 0 not to less than ``least``."""
     new = copy.deepcopy(scheduler)
-    if str(new['type']).split('.')[-1] in _EXPONENTIAL and new.get('gamma') is not None:
+    exponential = str(new['type']).split('.')[-1] in _EXPONENTIAL
+    if exponential and new.get('gamma') is not None:
         # As many times its factor in the whole run as before.
         new['gamma'] **= 1 / ratio
     _steps_to_milestones(new)
     points = [new[field] for field in _POINTS if new.get(field) not in (None, *_ENDLESS)]
     points += [point for field in _LISTS for point in new.get(field) or []]
+    restarts = list(itertools.accumulate(new.get('periods') or []))
+    points += restarts
     kind, end = str(new['type']).split('.')[-1], new.get('end')
     # mmengine's warm-up of one step would stay at its start factor.
     short = (
@@ -115,6 +127,8 @@ def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
         new.get('by_epoch', True)
         and by_parts
         and kind in _FRACTIONAL
+        # mmengine takes the factor of such a one for that of an iteration.
+        and not (exponential and new.get('convert_to_iter_based'))
         and end not in (None, *_ENDLESS)
     )
     if fractional:
@@ -132,6 +146,13 @@ def _scale_part(scheduler: dict, ratio: float, least: int) -> dict:
     for field in _LISTS:
         if new.get(field) is not None:
             new[field] = [scale(point) for point in new[field]]
+    if restarts:
+        # The restarts are rounded, and not the periods between them, whose errors would add up.
+        ends = [scale(point) for point in restarts]
+        shortest = 0 if fractional else 1
+        new['periods'] = [
+            max(shortest, after - before) for before, after in itertools.pairwise([0, *ends])
+        ]
     return new
 
 

@@ -5,17 +5,23 @@ turns whole epochs into iterations. These turn any number of epochs into whole i
 as the data loader says how many an epoch has; otherwise they are mmengine's.
 """
 
+import itertools
 from typing import Any
 
-from mmengine.optim import (
+from mmengine.optim.scheduler import (
     ConstantLR,
     ConstantMomentum,
     CosineAnnealingLR,
     CosineAnnealingMomentum,
+    CosineRestartLR,
+    CosineRestartMomentum,
+    ExponentialLR,
+    ExponentialMomentum,
     LinearLR,
     LinearMomentum,
     MultiStepLR,
     MultiStepMomentum,
+    OneCycleLR,
     PolyLR,
     PolyMomentum,
 )
@@ -53,6 +59,17 @@ class InIterations:
             settings['milestones'] = [
                 max(1, round(point * epoch_length)) for point in settings['milestones']
             ]
+        if 'periods' in settings:
+            restarts = [
+                round(point * epoch_length) for point in itertools.accumulate(settings['periods'])
+            ]
+            settings['periods'] = [
+                max(1, after - before) for before, after in itertools.pairwise([0, *restarts])
+            ]
+        if settings.get('total_steps') is not None:
+            settings['total_steps'] = max(1, round(settings['total_steps'] * epoch_length))
+        if issubclass(cls, (ExponentialLR, ExponentialMomentum)):
+            settings['gamma'] **= 1 / epoch_length
         if last - first < 2:
             # A warm-up needs an iteration to begin with and another one to end with. In a single
             # one mmengine would stay at the start factor for the rest of the run.
@@ -67,10 +84,15 @@ for _base in (
     ConstantMomentum,
     CosineAnnealingLR,
     CosineAnnealingMomentum,
+    CosineRestartLR,
+    CosineRestartMomentum,
+    ExponentialLR,
+    ExponentialMomentum,
     LinearLR,
     LinearMomentum,
     MultiStepLR,
     MultiStepMomentum,
+    OneCycleLR,
     PolyLR,
     PolyMomentum,
 ):

@@ -304,6 +304,32 @@ def test_the_validation_interval_is_the_loops_own(train_cfg, interval):
     assert validation_interval(Config(dict(train_cfg=train_cfg))) == interval
 
 
+# mmengine's type -> what it is called below; the warm-up is by one of the other two.
+TYPES = dict(
+    CosineAnnealingLR='cosine',
+    CosineRestartLR='restarts',
+    ExponentialLR='exponential',
+    MultiStepLR='steps',
+    OneCycleLR='one cycle',
+    PolyLR='poly',
+    StepLR='step',
+)
+KINDS = list(TYPES.values())
+
+
+def test_all_types_of_mmengine_are_looked_at():
+    types = {name for name in PARAM_SCHEDULERS.module_dict if name.endswith('LR')}
+    # The last one goes by what was measured, not by time.
+    assert types == {*TYPES, 'ConstantLR', 'LinearLR', 'ReduceOnPlateauLR'}
+
+
+def test_one_that_goes_by_what_is_measured_is_left_as_it_is():
+    one = dict(type='ReduceOnPlateauLR', monitor='loss', patience=3, begin=0, end=100)
+    cfg = config([one], max_epochs=50)
+    fit_schedule(cfg)
+    assert cfg.param_scheduler == [dict(one, end=50)]
+
+
 def random_recipe(rng):
     """Schedulers for a random length, and their curve over the share of the run that is done."""
     length, by_iter = int(rng.integers(4, 60)), bool(rng.integers(2))
@@ -311,7 +337,8 @@ def random_recipe(rng):
     warmup, start = int(rng.integers(1, max(2, length // 3))), float(rng.uniform(0.01, 0.5))
     unit = dict(by_epoch=False) if by_iter else dict(by_epoch=True, convert_to_iter_based=True)
     begin = warmup / length
-    kind = rng.choice(['cosine', 'poly', 'steps', 'step', 'exponential'])
+    kind = str(rng.choice(KINDS))
+    held = kind != 'one cycle' and bool(rng.integers(3) == 0)
     lasts = length - warmup
     if kind == 'cosine':
         low = float(rng.uniform(0, 0.3))
@@ -325,6 +352,25 @@ def random_recipe(rng):
 
         def main(u):
             return max(0.0, 1 - u) ** power
+    elif kind == 'restarts':
+        number = int(rng.integers(1, min(4, lasts) + 1))
+        ends = sorted({*map(int, rng.integers(1, lasts + 1, number - 1)), lasts})
+        weights = [1.0, *rng.uniform(0.3, 1.0, len(ends) - 1).tolist()]
+        periods = np.diff([0, *ends]).tolist()
+        part = dict(
+            type='CosineRestartLR', periods=periods, restart_weights=weights, eta_min=0.1, **unit
+        )
+
+        def main(u):
+            i = min(sum(u * lasts >= end - 1e-9 for end in ends), len(ends) - 1)
+            done = min(1.0, 1 - (ends[i] - u * lasts) / periods[i])
+            return 0.1 + (weights[i] - 0.1) * (1 + math.cos(math.pi * done)) / 2
+    elif kind == 'one cycle':
+        part = dict(type='OneCycleLR', eta_max=1.0, pct_start=0.4, div_factor=10.0, **unit)
+
+        def main(u):
+            low, share = (0.1, u / 0.4) if u < 0.4 else (1e-5, (1 - u) / 0.6)
+            return low + (1 - low) * (1 - math.cos(math.pi * share)) / 2
     elif kind == 'exponential':
         gamma = float(rng.uniform(0.8, 0.99)) ** (50 / length if by_iter else 1)
         part = dict(type='ExponentialLR', gamma=gamma, by_epoch=not by_iter)
@@ -350,17 +396,19 @@ def random_recipe(rng):
 
     def curve(share):
         if share < begin:
-            return start + (1 - start) * share / begin
+            return start if held else start + (1 - start) * share / begin
         return main(min(1.0, (share - begin) / (1 - begin)))
 
     schedulers = [
-        dict(type='LinearLR', start_factor=start, begin=0, end=warmup, **unit),
+        dict(type='ConstantLR', factor=start, begin=0, end=warmup, **unit)
+        if held
+        else dict(type='LinearLR', start_factor=start, begin=0, end=warmup, **unit),
         dict(part, begin=warmup, end=length),
     ]
     return schedulers, curve, length, by_iter
 
 
-@pytest.mark.parametrize('seed', range(40))
+@pytest.mark.parametrize('seed', range(60))
 def test_random_recipes_keep_their_curve_at_random_lengths(seed):
     rng = np.random.default_rng(seed)
     schedulers, curve, length, by_iter = random_recipe(rng)
