@@ -1,140 +1,32 @@
-"""Train and test HcNet and vHeat in all three tasks on the embedded digits: a table, pictures."""
+"""Train and test HcNet and vHeat in all three tasks on the embedded digits, and show it on a page.
+
+In the work directory, for FAMILY hcnet and vheat, and TASK classification, detection and
+segmentation:
+
+    index.html                 the page: results, pictures, learning curves, heat, times; one file
+    FAMILY_TASK.png            predictions next to the truth
+    loss_TASK.png              learning curves
+    FAMILY/heat/maps.png       temperature maps; rates.png and diffusion.gif beside it
+    FAMILY/TASK/               work directory of the training, with train.txt and test.txt
+"""
 
 import argparse
-import colorsys
 import json
 import os
-import pickle
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from mmhcnet.visualization.demo import FAMILIES, TASKS, Result, Task, table, write_demo_page
 
 TOOLS = Path(__file__).resolve().parent
 CONFIGS = TOOLS.parent / 'configs'
-TILE, GAP = 256, 6
-# One colour per digit.
-COLOURS = [tuple(round(255 * c) for c in colorsys.hsv_to_rgb(d / 10, 0.75, 1)) for d in range(10)]
-FONT = ImageFont.load_default(20)
-
-
-FAMILIES = dict(hcnet='HcNet', vheat='vHeat')
-
-
-class Task(NamedTuple):
-    """What to run and to show: config of a family, metrics (key in the log, name), pictures."""
-
-    name: str
-    config: str
-    metrics: dict[str, str]
-    out: str
-    tiles: Callable[[Path], list[Image.Image]]
-
-
-def load_tile(path: str) -> Image.Image:
-    return Image.open(path).convert('RGB').resize((TILE, TILE), Image.Resampling.BICUBIC)
-
-
-def label(tile: Image.Image, xy, text: str, colour) -> None:
-    draw = ImageDraw.Draw(tile)
-    left, top, right, bottom = draw.textbbox(xy, text, font=FONT)
-    # Inside the picture, also for a box at its border.
-    dx, dy = min(0, TILE - right - 4), min(0, TILE - bottom - 4)
-    draw.rectangle((left + dx - 3, top + dy - 3, right + dx + 3, bottom + dy + 3), fill='black')
-    draw.text((xy[0] + dx, xy[1] + dy), text, fill=colour, font=FONT)
-
-
-def classified(out: Path) -> list[Image.Image]:
-    tiles = []
-    results = pickle.loads(out.read_bytes())
-    for result in results[:: len(results) // 12][:12]:
-        tile = load_tile(result['img_path'])
-        digit = int(result['pred_label'])
-        right = digit == int(result['gt_label'])
-        label(
-            tile,
-            (8, 6),
-            f'{digit}  {100 * float(result["pred_score"][digit]):.0f} %',
-            'white' if right else 'red',
-        )
-        tiles.append(tile)
-    return tiles
-
-
-def detected(out: Path) -> list[Image.Image]:
-    from pycocotools import mask as coco_mask
-
-    tiles = []
-    for result in pickle.loads(out.read_bytes())[:8]:
-        found = result['pred_instances']
-        tile = load_tile(result['img_path'])
-        scale = TILE / result['ori_shape'][1]
-        kept = [i for i in range(len(found['scores'])) if found['scores'][i] > 0.5]
-        for i in kept:
-            mask = Image.fromarray(coco_mask.decode(found['masks'][i]) * 110)
-            tile.paste(COLOURS[int(found['labels'][i])], mask=mask.resize(tile.size))
-        for i in kept:
-            box = [scale * float(v) for v in found['bboxes'][i]]
-            digit = int(found['labels'][i])
-            ImageDraw.Draw(tile).rectangle(box, outline=COLOURS[digit], width=2)
-            label(
-                tile,
-                (max(box[0], 3), max(box[1] - 22, 3)),
-                f'{digit} {float(found["scores"][i]):.2f}',
-                COLOURS[digit],
-            )
-        tiles.append(tile)
-    return tiles
-
-
-def segmented(out: Path) -> list[Image.Image]:
-    tiles = []
-    palette = np.array([(0, 0, 0), *COLOURS], dtype=np.uint8)
-    for path in sorted(out.glob('*.png'))[:8]:
-        tile = load_tile(Path('data/digits/segmentation/images/validation') / path.name)
-        labels = np.asarray(Image.open(path))
-        paint = Image.fromarray(palette[labels]).resize(tile.size, Image.Resampling.NEAREST)
-        mask = Image.fromarray((labels > 0).astype(np.uint8) * 190)
-        tile.paste(paint, mask=mask.resize(tile.size, Image.Resampling.NEAREST))
-        for digit in range(10):
-            rows, columns = np.nonzero(labels == digit + 1)
-            # Specks get no number.
-            if len(rows) > 40:
-                scale = TILE / labels.shape[0]
-                label(tile, (scale * columns.min(), scale * rows.min()), str(digit), COLOURS[digit])
-        tiles.append(tile)
-    return tiles
-
-
-CLASSIFICATION = Task(
-    'classification',
-    'classification/{}_digits.py',
-    {'accuracy/top1': 'top-1 (%)'},
-    'predictions.pkl',
-    classified,
-)
-DETECTION = Task(
-    'detection',
-    'detection/mask_rcnn_{}_digits.py',
-    {'coco/bbox_mAP': 'box mAP', 'coco/bbox_mAP_50': 'box AP50', 'coco/segm_mAP': 'mask mAP'},
-    'predictions.pkl',
-    detected,
-)
-SEGMENTATION = Task(
-    'segmentation',
-    'segmentation/upernet_{}_digits.py',
-    {'mIoU': 'mIoU (%)'},
-    'label_maps',
-    segmented,
-)
+DATA = Path('data/digits')
+CLASSIFICATION, DETECTION, SEGMENTATION = TASKS
 
 
 def run(name: str, log: Path, threads: int, *command) -> None:
@@ -161,64 +53,46 @@ def run(name: str, log: Path, threads: int, *command) -> None:
         sys.exit(f'{name} failed; the end of {log}:\n\n{log.read_text()[-2000:]}')
 
 
-def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> dict[str, str]:
-    """Train, test, draw; returns what goes into the table."""
+def train_and_test(family: str, task: Task, work_dir: Path, threads: int) -> Result:
+    """Train and test one network in one task."""
     folder = work_dir / family / task.name
     folder.mkdir(parents=True, exist_ok=True)
-    config, out = CONFIGS / task.config.format(family), folder / task.out
+    config = CONFIGS / task.config.format(family)
     name, options = f'{FAMILIES[family]} {task.name}', []
     if task is not CLASSIFICATION:
         # From the classifier, as they would start from ImageNet.
         options = ['--pretrained', checkpoint(work_dir / family / CLASSIFICATION.name)]
-    start = time.time()
+    times = [time.time()]
+    train = [TOOLS / 'train.py', config, '--work-dir', folder, '--no-validate', *options]
+    # A few points more for the learning curves.
     run(
         name,
         folder / 'train.txt',
         threads,
-        TOOLS / 'train.py',
-        config,
-        '--work-dir',
-        folder,
-        '--no-validate',
-        *options,
+        *train,
+        '--cfg-options',
+        'default_hooks.logger.interval=20',
     )
-    seconds = time.time() - start
-    run(
-        name,
-        folder / 'test.txt',
-        threads,
-        TOOLS / 'test.py',
-        config,
-        checkpoint(folder),
-        '--work-dir',
-        folder / 'test',
-        '--out',
-        out,
-    )
+    times.append(time.time())
+    test = [TOOLS / 'test.py', config, checkpoint(folder), '--work-dir', folder / 'test']
+    run(name, folder / 'test.txt', threads, *test, '--out', folder / task.out)
+    times.append(time.time())
     newest = max((folder / 'test').glob('*/*.json'), key=lambda p: p.stat().st_mtime)
-    metrics = json.loads(newest.read_text())
-    sheet(task.tiles(out)).save(work_dir / f'{family}_{task.name}.png')
-    return {
-        **{metric: f'{metrics[key]:.3g}' for key, metric in task.metrics.items()},
-        'training': f'{seconds:.0f} s',
-    }
+    measured = json.loads(newest.read_text())
+    return Result(
+        {metric: measured[key] for key, metric in task.metrics.items()},
+        times[1] - times[0],
+        times[2] - times[1],
+    )
 
 
 def checkpoint(folder: Path) -> str:
     return (folder / 'last_checkpoint').read_text()
 
 
-def sheet(tiles: list[Image.Image]) -> Image.Image:
-    rows = -(-len(tiles) // 4)
-    canvas = Image.new('RGB', (4 * (TILE + GAP) + GAP, rows * (TILE + GAP) + GAP), 'white')
-    for i, tile in enumerate(tiles):
-        canvas.paste(tile, (GAP + i % 4 * (TILE + GAP), GAP + i // 4 * (TILE + GAP)))
-    return canvas
-
-
 def side_by_side(
     tasks: list[Task], families: list[str], work_dir: Path
-) -> dict[tuple, dict[str, str]]:
+) -> dict[tuple[str, str], Result]:
     """Some tasks with each family; as many runs at a time as there are cores, up to all of them.
 
     Models as small as these gain little from a second core.
@@ -237,7 +111,9 @@ def side_by_side(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         '--work-dir',
         type=Path,
@@ -249,31 +125,24 @@ def main() -> None:
     )
     args = parser.parse_args()
     start = time.time()
-    subprocess.run([sys.executable, TOOLS / 'dataset_converters' / 'make_digits.py'], check=True)
+    maker = TOOLS / 'dataset_converters' / 'make_digits.py'
+    subprocess.run([sys.executable, maker, '--out', DATA], check=True)
     # The classifiers first: the others start from them.
-    results = {
+    found = {
         **side_by_side([CLASSIFICATION], args.families, args.work_dir),
         **side_by_side([DETECTION, SEGMENTATION], args.families, args.work_dir),
     }
-
-    rows = [('task', 'metric', *(FAMILIES[family] for family in args.families))]
-    for task in (CLASSIFICATION, DETECTION, SEGMENTATION):
-        for metric in (*task.metrics.values(), 'training'):
-            rows.append(
-                (
-                    task.name,
-                    metric,
-                    *(results[task.name, family][metric] for family in args.families),
-                )
-            )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    results = {
+        family: {task.name: found[task.name, family] for task in TASKS} for family in args.families
+    }
+    page = write_demo_page(args.work_dir, DATA, CONFIGS, results, time.time() - start)
+    header, rows = table(results)
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
     print()
-    for row in [rows[0], tuple('-' * w for w in widths), *rows[1:]]:
+    for row in (header, ['-' * width for width in widths], *rows):
         print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
-    print(
-        f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total; predictions '
-        f'drawn: {args.work_dir}/{{{",".join(args.families)}}}_*.png'
-    )
+    print(f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total')
+    print(f'page with pictures, to open in a browser: {page.resolve()}')
 
 
 if __name__ == '__main__':

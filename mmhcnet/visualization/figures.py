@@ -21,7 +21,9 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 @styled
 def draw_row(maps: dict[str, Any], out: Path, label: str, photo: Any = None, **style: Any) -> None:
-    """Write maps side by side with one colour bar, over a photo if there is one.
+    """Write maps in rows of two with one colour bar, over a photo if there is one.
+
+    Two, so that the text can be read where the picture is as wide as a phone.
 
     Args:
         maps (dict): Title -> map (H, W).
@@ -31,8 +33,13 @@ def draw_row(maps: dict[str, Any], out: Path, label: str, photo: Any = None, **s
         style: For ``Axes.imshow`` of the maps.
     """
     count = len(maps) + (photo is not None)
-    figure = new_figure((4.6 * count, 4.8))
-    axes = figure.subplots(1, count, squeeze=False)[0]
+    columns = min(count, 2)
+    rows = -(-count // columns)
+    figure = new_figure((3.4 * columns, 3.6 * rows + 0.8))
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes[count:]:
+        axis.remove()
+    axes = list(axes[:count])
     for axis in axes:
         axis.set(xlabel='x (pixels)', ylabel='y (pixels)')
         if photo is not None:
@@ -42,5 +49,5 @@ def draw_row(maps: dict[str, Any], out: Path, label: str, photo: Any = None, **s
     for axis, (title, found) in zip(axes[count - len(maps) :], maps.items()):
         image = axis.imshow(found, **style)
         axis.set_title(title)
-    figure.colorbar(image, ax=list(axes), label=label, shrink=0.75)
-    figure.savefig(out, dpi=90)
+    figure.colorbar(image, ax=axes, label=label, location='bottom', shrink=0.75)
+    figure.savefig(out, dpi=130)

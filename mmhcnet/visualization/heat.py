@@ -133,7 +133,8 @@ def liveliest(heats: list[Heat]) -> int:
 
 @styled
 def draw_maps(heats: dict[str, Heat], names: list[str], out: Path) -> None:
-    figure = new_figure((13, 3.6 * len(names)))
+    # Narrow, so that the text can be read on a phone.
+    figure = new_figure((6.5, 3.1 * len(names)))
     rows = figure.subfigures(len(names), 1, squeeze=False)[:, 0]
     for row, name in zip(rows, names):
         heat, channel = heats[name], liveliest([heats[name]])
@@ -141,17 +142,20 @@ def draw_maps(heats: dict[str, Heat], names: list[str], out: Path) -> None:
         change = after - before
         same = dict(cmap='inferno', vmin=before.min(), vmax=before.max())
         limit = change.abs().max().clamp(min=1e-12).item()
-        row.suptitle(f'{name}, channel {channel}, k = {heat.k[channel]:.3g} pixels²')
+        row.suptitle(f'{name}\nchannel {channel}, k = {heat.k[channel]:.3g} pixels²')
+        axes = row.subplots(1, 3, sharey=True)
         for axis, field, title, style in zip(
-            row.subplots(1, 3),
+            axes,
             (before, after, change),
             ('before', 'after', 'after - before'),
             (same, same, dict(cmap='coolwarm', vmin=-limit, vmax=limit)),
         ):
             image = axis.imshow(field, **style)
-            axis.set(title=title, xlabel='x (pixels of the map)', ylabel='y (pixels of the map)')
-            row.colorbar(image, ax=axis, label='temperature (arb. units)', shrink=0.8)
-    figure.savefig(out, dpi=80)
+            axis.set(title=title, xlabel='x (pixels)')
+            bar = row.colorbar(image, ax=axis, location='bottom', label='temperature')
+            bar.ax.xaxis.get_major_locator().set_params(nbins=3)
+        axes[0].set(ylabel='y (pixels)')
+    figure.savefig(out, dpi=130)
 
 
 @styled
@@ -160,7 +164,7 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
     rates = torch.full((len(layers), max(len(h.k) for h in layers)), float('nan'))
     for row, heat in zip(rates, layers):
         row[: len(heat.k)] = heat.k
-    figure = new_figure((11, 9))
+    figure = new_figure((6.5, 8))
     top, bottom = figure.subplots(2, 1)
     image = top.imshow(
         rates,
@@ -173,7 +177,7 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
         xlabel='channel',
         ylabel='conduction layer',
         title='conduction rate k of every layer and channel'
-        + ('' if layers[0].left is None else ', mean over the modes'),
+        + ('' if layers[0].left is None else ',\nmean over the modes'),
     )
     figure.colorbar(image, ax=top, label='k (pixels²)')
     numbers = range(1, len(layers) + 1)
@@ -207,14 +211,14 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
             extent=(0, 1, len(layers) + 0.5, 0.5),
         )
         bottom.set(
-            xlabel='frequency of the mode (1: alternates from pixel to pixel in both directions)',
+            xlabel='frequency of the mode (1: alternates from pixel to pixel)',
             ylabel='conduction layer',
-            title='share of a mode that is left, mean over channels (white: no such mode)',
+            title='share of a mode that is left, mean over channels\n(white: no such mode)',
         )
         figure.colorbar(image, ax=bottom, label='share left (dimensionless)')
         bottom.yaxis.get_major_locator().set_params(integer=True)
     top.yaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(out, dpi=80)
+    figure.savefig(out, dpi=130)
 
 
 @styled

@@ -1,41 +1,30 @@
 """One page about a photo: temperature maps, conduction rates and a diffusing channel of every HcNet
 and vHeat, effective receptive fields and Grad-CAM of all models side by side."""
 
-import html
 from pathlib import Path
 
 from mmhcnet.inference.model import load_model, model_name
 
-from . import grad_cam, heat, receptive_field
-
-STYLE = '''
-body { font: 16px/1.5 sans-serif; max-width: 1250px; margin: 2em auto; padding: 0 1em; color: #222 }
-img { max-width: 100%; display: block; margin: .5em 0 }
-table { border-collapse: collapse } td, th { padding: .15em .8em; border-bottom: 1px solid #ccc }
-td:not(:first-child), th:not(:first-child) { text-align: right }
-code { background: #f2f2f2 }'''
+from . import grad_cam, heat, page, receptive_field
 
 
 def rates(heats: dict) -> str:
-    rows = [
-        '<tr><th>layer</th><th>k, median (pixels²)</th><th>k, largest (pixels²)</th>'
-        '<th>k·Σw, largest</th></tr>'
-    ]
-    for name, found in heats.items():
-        fourier = '' if found.fourier is None else f'{found.fourier.max():.3f}'
-        rows.append(
-            f'<tr><td><code>{html.escape(name)}</code></td><td>{found.k.median():.3f}</td>'
-            f'<td>{found.k.max():.3f}</td><td>{fourier}</td></tr>'
-        )
-    return f'<table>{"".join(rows)}</table>'
-
-
-def lines(texts: list[str]) -> str:
-    return ''.join(f'<li>{html.escape(text)}</li>' for text in texts)
+    return page.table(
+        ['layer', 'k, median (pixels²)', 'k, largest (pixels²)', 'k·Σw, largest'],
+        [
+            [
+                name,
+                f'{found.k.median():.3f}',
+                f'{found.k.max():.3f}',
+                '' if found.fourier is None else f'{found.fourier.max():.3f}',
+            ]
+            for name, found in heats.items()
+        ],
+    )
 
 
 def write_report(picture, models: list[tuple], out: Path, size: int) -> Path:
-    """Writes index.html and its pictures; returns the page.
+    """Writes index.html, one file with everything inside, and its pictures; returns the page.
 
     Args:
         picture (PIL.Image.Image): The photo, RGB, its shorter side ``size`` pixels.
@@ -62,14 +51,23 @@ def write_report(picture, models: list[tuple], out: Path, size: int) -> Path:
                 else 'Each layer takes one step of the heat equation. Beyond '
                 'k·Σw = 1 a step is no longer a mean of neighbours and may oscillate.'
             )
+            folder = out / str(i)
             sections.append(
-                f'<h2>{html.escape(name)}: heat</h2><p>{about}</p>'
-                f'<h3>Before and after conduction</h3><p>The channel that changes most in the last '
-                f'layer of each stage.</p><img src="{i}/maps.png" alt="temperature maps">'
-                f'<h3>Conduction rate</h3><img src="{i}/rates.png" alt="conduction rates">'
-                f'<details><summary>as numbers</summary>{rates(heats)}</details>'
-                f'<h3>One channel through the layers of stage 1</h3>'
-                f'<img src="{i}/diffusion.gif" alt="a channel diffusing">'
+                page.Section(
+                    f'{name}: heat',
+                    page.paragraph(about)
+                    + '<h3>Before and after conduction</h3>\n'
+                    + page.paragraph(
+                        'The channel that changes most in the last layer of each stage; '
+                        'temperature in arbitrary units, places in pixels of the map.'
+                    )
+                    + page.figure(folder / 'maps.png', f'temperature maps of {name}')
+                    + '<h3>Conduction rate</h3>\n'
+                    + page.figure(folder / 'rates.png', f'conduction rates of {name}')
+                    + f'<details><summary>as numbers</summary>{rates(heats)}</details>\n'
+                    + '<h3>One channel through the layers of stage 1</h3>\n'
+                    + page.figure(folder / 'diffusion.gif', f'a channel of {name} diffusing'),
+                )
             )
         fields[name] = receptive_field.measure(
             model, receptive_field.inputs(model, [picture], size, 0)
@@ -80,22 +78,28 @@ def write_report(picture, models: list[tuple], out: Path, size: int) -> Path:
             skipped.append(f'left out: {error}')
     found = receptive_field.draw(fields, out / 'erf.png')
     sections.append(
-        '<h2>Effective receptive field</h2><p>How much each pixel of the central square of the '
-        'photo moves the centre of the last feature map.</p>'
-        f'<img src="erf.png" alt="receptive fields"><ul>{lines(found)}</ul>'
+        page.Section(
+            'Effective receptive field',
+            page.paragraph(
+                'How much each pixel of the central square of the photo moves the centre of the '
+                'last feature map.'
+            )
+            + page.figure(out / 'erf.png', 'receptive fields')
+            + page.bullets(found),
+        )
     )
     looked = grad_cam.draw(picture, cams, out / 'cam.png') if cams else []
     sections.append(
-        '<h2>Where the classifiers look (Grad-CAM)</h2>'
-        + ('<img src="cam.png" alt="Grad-CAM">' if cams else '')
-        + f'<ul>{lines(looked + skipped)}</ul>'
+        page.Section(
+            'Where the classifiers look (Grad-CAM)',
+            (page.figure(out / 'cam.png', 'Grad-CAM') if cams else '')
+            + page.bullets(looked + skipped),
+        )
     )
-    names = ', '.join(html.escape(name) for name in fields)
-    page = out / 'index.html'
-    page.write_text(
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Heat in a photo</title>'
-        f'<style>{STYLE}</style></head><body><h1>Heat in a photo</h1><p>Models: {names}.</p>'
-        f'<img src="photo.png" alt="the photo">{"".join(sections)}</body></html>',
-        encoding='utf-8',
+    return page.write_page(
+        out / 'index.html',
+        'Heat in a photo',
+        page.paragraph(f'Models: {", ".join(fields)}.')
+        + page.figure(out / 'photo.png', 'the photo'),
+        sections,
     )
-    return page

@@ -2,6 +2,7 @@
 
 from PIL import Image
 
+from ..pages import read_page
 from .conftest import CONFIGS
 
 HCNET, VHEAT = CONFIGS['classification'], 'configs/classification/vheat_digits.py'
@@ -26,25 +27,19 @@ def test_report(tool, tmp_path):
         tmp_path / 'out',
     )
     assert str(tmp_path / 'out' / 'index.html') in done.stdout
-    page = (tmp_path / 'out' / 'index.html').read_text(encoding='utf-8')
-    pictures = {part.split('"')[0] for part in page.split('src="')[1:]}
-    assert {
-        'photo.png',
-        'erf.png',
-        '0/maps.png',
-        '0/rates.png',
-        '0/diffusion.gif',
-        '1/maps.png',
-        '1/rates.png',
-        '1/diffusion.gif',
-    } <= pictures
-    for name in pictures:
-        with Image.open(tmp_path / 'out' / name) as picture:
-            picture.load()
+    page = read_page(tmp_path / 'out' / 'index.html')
+    pictures = set(page.pictures)
+    assert {'the photo', 'receptive fields'} <= pictures
+    for name in ('hcnet_digits (untrained)', 'vheat_digits (untrained)'):
+        assert {
+            f'temperature maps of {name}',
+            f'conduction rates of {name}',
+            f'a channel of {name} diffusing',
+        } <= pictures
     with Image.open(tmp_path / 'out' / '0' / 'diffusion.gif') as animation:
         assert animation.n_frames == 2  # one layer in stage 1, before and after
-    assert '% of the pixels above 0.0455' in page
-    assert ('cam.png' in pictures) != ('pip install --no-deps grad-cam' in page)
+    assert '% of the pixels above 0.0455' in page.text
+    assert ('Grad-CAM' in pictures) != ('pip install --no-deps grad-cam' in page.text)
 
 
 def test_mistakes_end_with_one_line(tool):
