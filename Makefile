@@ -3,6 +3,7 @@
 # make test-faults   kills and hostile files: the long part of the fault-injection suite
 # make lint   form, spelling and types of the code
 # make docs   the documentation, at http://127.0.0.1:8000
+# make test-deploy   adapters and int8 with peft, openvino and nncf, which it installs (350 MB)
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
@@ -29,7 +30,7 @@ unexport PYTHONPATH PYTHONHOME
 # The checks of `make lint` have an environment of their own, which takes seconds to make.
 LINT = .venv-lint
 
-.PHONY: demo test test-faults lint docs env
+.PHONY: demo test test-faults test-deploy lint docs env
 
 demo: env
 	@"$(VENV)/bin/python" tools/demo.py
@@ -55,6 +56,15 @@ $(LINT)/ready: requirements/lint.txt
 
 docs: env
 	@"$(VENV)/bin/python" -m mkdocs serve
+
+# In a folder of its own, so that the environment stays that of the lock file.
+$(VENV)/deploy/.installed: requirements/deploy.txt | env
+	@rm -rf "$(@D)"
+	@"$(VENV)/bin/python" -m pip install -q --no-deps --target "$(@D)" -r $<
+	@touch "$@"
+
+test-deploy: $(VENV)/deploy/.installed
+	@OMP_NUM_THREADS=1 PYTHONPATH="$(<D)" "$(VENV)/bin/python" -m pytest tests -q -m deploy
 
 env:
 	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10 to 3.$(NEWEST) was found:" \

@@ -14,6 +14,8 @@ CARRIED = ('configs', 'demo', 'tools', 'model-index.yml')
 TABLE = runpy.run_path(str(HERE / 'mmhcnet' / 'stacks.py'))
 EXTRAS = dict(
     demo=['numpy', 'pillow', 'scikit-learn', 'tqdm'],
+    # peft asks for transformers, and mmpretrain cannot be imported beside version 5.
+    deploy=['nncf==3.4.0', 'onnx', 'openvino==2026.4.1', 'peft==0.21.2', 'transformers<5'],
     dev=['pytest', 'pytest-xdist', 'scikit-learn', 'scipy'],
     docs=['mkdocs', 'mkdocstrings-python'],
     onnx=['onnx', 'onnxruntime'],

@@ -53,6 +53,8 @@ def test_extras_of_the_package_are_the_stacks(tmp_path):
     )
     done = run([sys.executable, '-c', code], cwd=ROOT)
     extras = ast.literal_eval(done.stdout)
+    pinned = dict(pin.split('==') for pin in extras['deploy'] if '==' in pin)
+    assert pinned and pinned.items() <= requirement_pins('deploy.txt').items()
     for stack, pins in STACKS.items():
         assert extras[stack] == ['=='.join(pin) for pin in pins.values()] + list(UNASKED[stack])
 

@@ -4,9 +4,11 @@ from .complexity import Complexity, count_complexity
 from .export import check_onnx, export_onnx, exportable
 from .model import build_model
 from .pictures import model_input, read_picture
+from .quantize import ExportedClassifier
 
 __all__ = [
     'Complexity',
+    'ExportedClassifier',
     'build_model',
     'check_onnx',
     'count_complexity',

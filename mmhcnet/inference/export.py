@@ -139,7 +139,12 @@ def has_fixed_size(module: nn.Module) -> bool:
 
 
 def export_onnx(
-    module: nn.Module, path: str, shape: tuple[int, int], opset: int, outputs: Sequence[str]
+    module: nn.Module,
+    path: str,
+    shape: tuple[int, int],
+    opset: int,
+    outputs: Sequence[str],
+    fixed_size: bool = False,
 ) -> None:
     """Writes an ONNX file with a dynamic batch, and dynamic H and W unless the size is fixed.
 
@@ -149,10 +154,12 @@ def export_onnx(
         shape (tuple[int, int]): H and W of the image that the module is traced with.
         opset (int): Version of ONNX's operator set.
         outputs (Sequence[str]): Names of what the module returns.
+        fixed_size (bool): Fix H and W where the module takes others, too; a vHeat's are fixed
+            anyhow.
     """
     require_packages('onnx')
     image = torch.randn(2, input_channels(module), *shape)
-    axes = {0: 'batch'} if has_fixed_size(module) else _AXES
+    axes = {0: 'batch'} if fixed_size or has_fixed_size(module) else _AXES
     dynamic = {'image': axes}
     with torch.no_grad():
         results = module(image)
