@@ -28,7 +28,10 @@ _HOMES = {
     'VHeat': 'models',
     'config': 'config_files',
     'convert_state_dict': 'models',
+    'create_model': 'standalone',
+    'from_pretrained': 'standalone',
     'register_models': 'model_index',
+    'save_pretrained': 'standalone',
 }
 _MODULES = ('models', 'ops', 'registry')
 

@@ -151,6 +151,9 @@ class HierarchicalBackbone(BaseModule):
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         self.min_size = 4 * 2 ** (stages - 1)
+        #: Channels of each map that is returned, and pixels of the image per pixel of it.
+        self.out_channels = tuple(embed_dims[i] for i in self.out_indices)
+        self.out_strides = tuple(4 * 2**i for i in self.out_indices)
 
         # The schedule spans all stages of the architecture, also those that are not built.
         rates = iter(torch.linspace(0, drop_path_rate, sum(depths), device='cpu').tolist())
