@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pytest
 
+from .conftest import load_script
 from .processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,12 +121,44 @@ def test_commands_run(folder):
 
 
 def test_site_builds(tmp_path):
-    pytest.importorskip('mkdocs', reason='the site needs it: pip install mkdocs')
+    pytest.importorskip('mkdocstrings', reason='the site needs it: pip install ".[docs]"')
     done = run(
         [sys.executable, '-m', 'mkdocs', 'build', '--strict', '--site-dir', tmp_path / 'site'],
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stderr
-    for page in (ROOT / 'docs').glob('*.md'):
-        name = '' if page.stem == 'index' else page.stem
+    for page in (ROOT / 'docs').rglob('*.md'):
+        name = page.relative_to(ROOT / 'docs').with_suffix('')
+        name = name.parent if name.name == 'index' else name
         assert (tmp_path / 'site' / name / 'index.html').is_file(), page
+    # The reference is there, with what the docstrings say and no markup of another tool.
+    text = (tmp_path / 'site/api/ops/index.html').read_text()
+    assert 'id="mmhcnet.ops.stencil.heat_step"' in text and 'One explicit step' in text
+    for page in (tmp_path / 'site/api').rglob('index.html'):
+        assert not re.search(r':(func|class|meth|mod):', page.read_text()), page
+
+
+def test_readme_is_short():
+    lines = (ROOT / 'README.md').read_text().splitlines()
+    assert len(lines) <= 140
+    for path in re.findall(r'\]\(([\w/.]+\.\w+)', '\n'.join(lines)):
+        assert (ROOT / path).is_file(), path
+    assert (ROOT / 'docs/overview.png').stat().st_size < 300_000
+
+
+def test_results_page_is_of_its_files(tmp_path, monkeypatch, capsys):
+    script = load_script(ROOT / 'tools/analysis_tools/results_page.py')
+    out = tmp_path / 'results.md'
+    monkeypatch.setattr(sys, 'argv', ['results_page.py', '--out', str(out)])
+    script.main()
+    assert out.read_text() == (ROOT / 'docs/results.md').read_text()
+    for path in (ROOT / 'docs/results').glob('*.csv'):
+        assert script.TITLES[path.stem] in out.read_text()
+
+    (tmp_path / 'cut.csv').write_text('model,ms\nhcnet_t\n')
+    monkeypatch.setattr(sys, 'argv', ['results_page.py', '--results', str(tmp_path)])
+    with pytest.raises(SystemExit):
+        script.main()
+    assert (
+        'cut.csv is no table of a benchmark: write it again with --csv' in capsys.readouterr().err
+    )

@@ -1,4 +1,4 @@
-"""The metafiles, the configs and the README's tables say the same."""
+"""The metafiles, the configs and the tables of docs/models.md say the same."""
 
 import re
 from pathlib import Path
@@ -21,15 +21,15 @@ NUMBER = re.compile(r'\d+\.?\d*')
 
 
 def rows():
-    """(columns by name, cells) of each row of the README's tables that links to a config."""
+    """(columns by name, cells) of each row of the page's tables that names a config."""
     head = []
-    for line in (ROOT / 'README.md').read_text().splitlines():
+    for line in (ROOT / 'docs/models.md').read_text().splitlines():
         cells = [cell.strip() for cell in line.strip('|').split(' | ')]
         if not line.startswith('|'):
             head = []
         elif not head:
             head = cells
-        elif '](configs/' in line:
+        elif '.py`' in line:
             yield dict(zip(head, cells))
 
 
@@ -96,10 +96,10 @@ def test_entry_says_what_the_config_says(name):
     assert entry['In Collection'] == expected
 
 
-def test_readme_says_what_the_index_says():
+def test_page_says_what_the_index_says():
     seen = set()
     for row in rows():
-        names = re.findall(r'\]\(configs/\w+/(\w+)\.py\)', ' '.join(row.values()))
+        names = re.findall(r'`\w+/(\w+)\.py`', ' '.join(row.values()))
         for name in names:
             meta = ENTRIES[name]['Metadata']
             assert figures(row) == (millions(meta), milliards(meta)), name

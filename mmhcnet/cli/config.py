@@ -393,7 +393,7 @@ def missing_data(cfg: Config, split: str) -> Iterator[str]:
     Yields:
         str: A sentence with the path, the config key that points to it, and ``data_help``.
     """
-    help_text = cfg.get('data_help', "README.md, section 'Prepare the data'")
+    help_text = cfg.get('data_help', 'docs/data.md')
     for path, key, local in data_paths(cfg, split):
         if local and not os.path.exists(path):
             yield (

@@ -146,7 +146,7 @@ def pieces(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
 
     found = []
     for label in np.unique(labels[labels > 0]):
-        numbered, count = ndimage.label(labels == label)
+        numbered, count = ndimage.label(labels == label)  # pyright: ignore[reportGeneralTypeIssues]
         for i in range(1, count + 1):
             mask = numbered == i
             if mask.mean() >= SPECK:

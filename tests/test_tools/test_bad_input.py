@@ -44,7 +44,7 @@ def test_missing_data(tool, tmp_path, script, args):
         )
     )
     assert "'nowhere/coco' does not exist" in line
-    assert "README.md, section 'Prepare the data'" in line
+    assert 'docs/data.md' in line
     assert f'--cfg-options {script[:-3]}_dataloader.dataset.data_root=' in line
     assert not (tmp_path / 'run').exists()
 

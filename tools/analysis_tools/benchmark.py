@@ -20,6 +20,7 @@ import argparse
 import csv
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -344,7 +345,9 @@ def parse_args() -> argparse.Namespace:
         action='store_true',
         help='count the operators of a step instead of measuring its time',
     )
-    parser.add_argument('--csv', help='file for the rows')
+    parser.add_argument(
+        '--csv', help='file for the rows; in docs/results/ results_page.py reads it'
+    )
     parser.add_argument('--plot', help='picture of throughput and memory against resolution')
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -397,9 +400,11 @@ def main() -> None:
     print()
     if args.csv:
         with open(args.csv, 'w', newline='') as file:
-            writer = csv.DictWriter(file, FIELDS)
+            # With what it takes to understand them elsewhere, and to get them again.
+            about = dict(environment=environment(args), command=shlex.join(['python', *sys.argv]))
+            writer = csv.DictWriter(file, [*FIELDS, *about])
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows({**row, **about} for row in rows)
     if args.plot:
         draw(rows, args.plot, environment(args))
 
