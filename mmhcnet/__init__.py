@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from .models import HeatConductionOperator as HeatConductionOperator
     from .models import VHeat as VHeat
     from .models import convert_state_dict as convert_state_dict
+    from .standalone import create_model as create_model
+    from .standalone import from_pretrained as from_pretrained
+    from .standalone import save_pretrained as save_pretrained
 
 # Public name -> the module that it comes from.
 _HOMES = {

@@ -287,7 +287,8 @@ def test_make_says_when_no_python_fits(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'target, command', [('test', '-m pytest tests'), ('demo', 'tools/demo.py')]
+    'target, command',
+    [('test', '-m pytest tests'), ('demo', 'tools/demo.py'), ('docs', '-m mkdocs serve')],
 )
 def test_make_runs_in_the_environment(tmp_path, target, command):
     """A setting that makes other packages visible must not reach it."""

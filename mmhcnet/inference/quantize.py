@@ -89,8 +89,8 @@ def _open_onnxruntime(path: str, threads: int, precision: str) -> tuple[Run, tup
 
 
 def _quantize_openvino(source: str, out: str, images: Sequence[np.ndarray]) -> None:
-    import nncf
-    import openvino
+    import nncf  # pyright: ignore[reportMissingImports]
+    import openvino  # pyright: ignore[reportMissingImports]
 
     model = openvino.Core().read_model(source)
     quantized = nncf.quantize(
@@ -106,7 +106,7 @@ def _quantize_openvino(source: str, out: str, images: Sequence[np.ndarray]) -> N
 
 
 def _open_openvino(path: str, threads: int, precision: str) -> tuple[Run, tuple[int, int]]:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     core = openvino.Core()
     model = core.read_model(path)
@@ -124,7 +124,7 @@ def _open_openvino(path: str, threads: int, precision: str) -> tuple[Run, tuple[
 
 
 def _openvino_precisions() -> tuple[str, ...]:
-    import openvino
+    import openvino  # pyright: ignore[reportMissingImports]
 
     has_bf16 = 'BF16' in openvino.Core().get_property('CPU', 'OPTIMIZATION_CAPABILITIES')
     return ('float32', 'bfloat16') if has_bf16 else ('float32',)

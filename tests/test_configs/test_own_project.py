@@ -1,5 +1,5 @@
-"""The configs of docs/own_project.md, word by word, on configs that mmdet, mmseg and mmpretrain
-carry: what they build is a model of ours, and each parameter gets the decay that the page says."""
+"""The configs of README and docs/own_project.md, word by word, on bases that mmdet, mmseg and
+mmpretrain carry: they build a model of ours, whose parameters decay as the page says."""
 
 import importlib.util
 import re
@@ -19,19 +19,19 @@ from ..conftest import ROOT
 EXAMPLE = re.compile(
     r'<!-- own: (?P<package>\w+) (?P<base>\S+) -->\n```python\n(?P<text>.*?)```', re.DOTALL
 )
+PAGES = ('README.md', 'docs/own_project.md')
 EXAMPLES = {
-    match['base']: match.groupdict()
-    for match in EXAMPLE.finditer((ROOT / 'docs/own_project.md').read_text())
+    f'{page}: {match["base"]}': match.groupdict()
+    for page in PAGES
+    for match in EXAMPLE.finditer((ROOT / page).read_text())
 }
-# The detector of a test takes its maps as the neck leaves them, so that a shape that does not fit
-# its place is an error.
 SIZE = 64
 
 
-def load(base, tmp_path):
-    example = EXAMPLES[base]
+def load(name, tmp_path):
+    example = EXAMPLES[name]
     package = Path(importlib.util.find_spec(example['package']).origin).parent
-    path = package / '.mim/configs' / base
+    path = package / '.mim/configs' / example['base']
     name = path.name
     assert example['text'].count(f"'{name}'") == 1
     (tmp_path / 'mine.py').write_text(example['text'].replace(f"'{name}'", repr(str(path))))
@@ -39,13 +39,13 @@ def load(base, tmp_path):
 
 
 def test_examples_are_found():
-    text = (ROOT / 'docs/own_project.md').read_text()
-    assert len(EXAMPLES) == text.count('<!-- own:') == 4
+    count = sum((ROOT / page).read_text().count('<!-- own:') for page in PAGES)
+    assert len(EXAMPLES) == count == 5
 
 
-@pytest.mark.parametrize('base', EXAMPLES)
-def test_example(base, tmp_path):
-    cfg = load(base, tmp_path)
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_example(name, tmp_path):
+    cfg = load(name, tmp_path)
     init_default_scope(cfg.default_scope)
     cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
     model = MODELS.build(cfg.model)
@@ -74,9 +74,9 @@ def test_example(base, tmp_path):
             assert (decays[id(parameter)] == 0) == (kept or name == 'w'), (type(module), name)
 
 
-@pytest.mark.parametrize('base', EXAMPLES)
-def test_classes_are_the_users_own(base, tmp_path):
+@pytest.mark.parametrize('name', [name for name in EXAMPLES if 'README' not in name])
+def test_classes_are_the_users_own(name, tmp_path):
     """None of the base's numbers of classes is left where a head would have it."""
-    cfg = load(base, tmp_path)
+    cfg = load(name, tmp_path)
     heads = {key: value for key, value in cfg.model.to_dict().items() if key != 'rpn_head'}
     assert set(re.findall(r"'num_classes': (\d+)", str(heads))) <= {'3', '4'}
