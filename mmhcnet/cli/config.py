@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,9 @@ MMENGINE_HOOKS = (
 )
 
 
+SPLITS = ('train', 'val', 'test')
+
+
 # Settings that are a dict, parents first, each with a key in it for the message; * is any name.
 DICTS = {
     'model': 'backbone.arch',
@@ -81,8 +85,8 @@ DICTS = {
     'test_cfg': 'type',
     'optim_wrapper': 'optimizer.lr',
     'optim_wrapper.optimizer': 'lr',
-    **{f'{split}_dataloader': 'batch_size' for split in ('train', 'val', 'test')},
-    **{f'{split}_dataloader.dataset': 'data_root' for split in ('train', 'val', 'test')},
+    **{f'{split}_dataloader': 'batch_size' for split in SPLITS},
+    **{f'{split}_dataloader.dataset': 'data_root' for split in SPLITS},
     'default_hooks': 'logger.interval',
     'default_hooks.*': 'type',
     'env_cfg': 'cudnn_benchmark',
@@ -100,6 +104,59 @@ LISTS = {
 }
 
 
+# Parts of a model and of what trains it, by the names that OpenMMLab's configs have for them.
+_PART = re.compile(
+    r'(\w+_)?(backbone|neck|head|assigner|sampler|coder|extractor|generator|cfg)'
+    r'|roi_layer|loss|loss_(cls|bbox|mask|decode|iou|obj|centerness)'
+)
+# Nothing can be built without them; without the others mmengine takes its defaults.
+NEEDED = ('model', 'model.backbone', *(f'{split}_dataloader.dataset' for split in SPLITS))
+OPTIONAL = (
+    'auto_scale_lr',
+    'custom_hooks',
+    'default_hooks',
+    'env_cfg',
+    'log_level',
+    'log_processor',
+    'randomness',
+)
+
+
+def _refuse(key: str, value: Any, inner: str) -> None:
+    raise UserError(
+        f'{key} is a dict, and is set to {value!r}: set one of its keys, as in {key}.{inner}=VALUE'
+    )
+
+
+def _is_no_dict(value: Any) -> bool:
+    """Whether a value is neither a dict, nor a list of them, nor left out."""
+    if isinstance(value, (list, tuple)):
+        return not value or any(map(_is_no_dict, value))
+    return isinstance(value, (str, int, float))
+
+
+def _check_option(cfg: Config, key: str, value: Any) -> None:
+    """Refuse an option that would put text, a number or their like in place of a dict."""
+    old: Any = cfg
+    for name in key.split('.'):
+        if isinstance(old, (list, tuple)) and name.isdigit() and int(name) < len(old):
+            old = old[int(name)]
+        else:
+            old = old.get(name) if isinstance(old, dict) or old is cfg else None
+    if isinstance(old, dict) and old and _is_no_dict(value):
+        _refuse(key, value, 'type' if 'type' in old else next(iter(old)))
+
+
+def _check_parts(settings: Any, key: str) -> None:
+    """Refuse text as a part of a model, an optimizer or a data loader, however deep inside."""
+    for name, value in settings.items() if isinstance(settings, dict) else ():
+        if isinstance(value, str) and _PART.fullmatch(name):
+            _refuse(f'{key}.{name}', value, 'type')
+        _check_parts(value, f'{key}.{name}')
+    for i, value in enumerate(settings) if isinstance(settings, (list, tuple)) else ():
+        _check_parts(value, f'{key}.{i}')
+
+
 def _check_dicts(cfg: Config) -> None:
     """Refuse text, a number or a list where a dict is read, before anything reads it.
 
@@ -113,10 +170,14 @@ def _check_dicts(cfg: Config) -> None:
             value = (settings or {}).get(name)
             at = f'{holder}.{name}' if holder else name
             if isinstance(value, (str, int, float, list, tuple)):
+                _refuse(at, value, inner)
+            if at in NEEDED and value is None and name in (settings or {}):
                 raise UserError(
-                    f'{at} is a dict, and is set to {value!r}: set one of its keys, as '
-                    f'in {at}.{inner}=VALUE'
+                    f'{at} is set to None, and nothing can be built without it: leave that out, '
+                    f'or set one of its keys, as in {at}.{inner}=VALUE'
                 )
+    for key in ('model', 'optim_wrapper', *(f'{split}_dataloader' for split in SPLITS)):
+        _check_parts(cfg.get(key), key)
     for key, inner in LISTS.items():
         value = cfg.get(key)
         items = value if isinstance(value, (list, tuple)) else [value]
@@ -127,8 +188,14 @@ def _check_dicts(cfg: Config) -> None:
             )
 
 
-def _leave_out_hooks(cfg: Config) -> None:
-    """Take hooks of ours and of the task's package that are set to None out of a config."""
+def _leave_out(cfg: Config) -> None:
+    """Take what is set to None out of a config, where mmengine leaves out only what is not there.
+
+    Those are settings with a default, and hooks of ours and of the task's package.
+    """
+    for key in OPTIONAL:
+        if key in cfg and cfg[key] is None:
+            cfg.pop(key)
     hooks = cfg.get('default_hooks') or {}
     for name in [name for name, hook in hooks.items() if hook is None]:
         if name not in MMENGINE_HOOKS:
@@ -182,14 +249,15 @@ def load_config(path: str, cfg_options: dict | None, work_dir: str | None) -> Co
     options = cfg_options or {}
     _check_options(cfg, options)
     for key, value in options.items():
+        _check_option(cfg, key, value)
         try:
             cfg.merge_from_dict({key: value})
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"the option '{key}' does not fit the config: {explain(error)}"
             ) from error
     _check_dicts(cfg)
-    _leave_out_hooks(cfg)
+    _leave_out(cfg)
     if not any(key.split('.')[0] == 'param_scheduler' for key in options):
         fit_schedule(cfg, planned)
     cfg.work_dir = work_dir or cfg.get('work_dir') or os.path.join('work_dirs', Path(path).stem)
@@ -200,10 +268,13 @@ def check_training(cfg: Config) -> None:
     """Make sure that a config says how to train, in numbers where numbers are meant.
 
     Raises:
-        UserError: It has no ``train_cfg``, or a setting is of another kind.
+        UserError: It lacks what a training needs, or a setting is of another kind.
     """
     if not cfg.get('train_cfg'):
         raise UserError('the config has no train_cfg: add one with max_epochs or max_iters')
+    for key in ('model', 'train_dataloader', 'optim_wrapper'):
+        if key in cfg and cfg[key] is None:
+            raise UserError(f'{key} is set to None, and nothing can be trained without it')
     for key, kind, least in (
         ('train_cfg.val_interval', int, 1),
         ('randomness.seed', int, 0),

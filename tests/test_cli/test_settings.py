@@ -5,7 +5,7 @@ import argparse
 import pytest
 from mmengine.config import Config
 
-from mmhcnet.cli.config import DICTS, LISTS, check_training, load_config
+from mmhcnet.cli.config import DICTS, LISTS, NEEDED, OPTIONAL, check_training, load_config
 from mmhcnet.cli.distributed import check_launcher
 from mmhcnet.cli.errors import explain
 from mmhcnet.cli.parser import add_config, add_shape, at_least, make_parser
@@ -92,6 +92,82 @@ def test_something_else_in_place_of_a_dict(key, value, tmp_path):
     cfg.dump(str(path))
     with pytest.raises(UserError, match=cure):
         load_config(str(path), None, None)
+
+
+MODEL = dict(
+    backbone=dict(type='mmhcnet.HcNet'),
+    neck=[dict(type='FPN'), dict(type='GlobalAveragePooling')],
+    roi_head=dict(
+        type='StandardRoIHead',
+        bbox_head=dict(type='Shared2FCBBoxHead', loss_cls=dict(type='CrossEntropyLoss')),
+    ),
+    train_cfg=dict(rcnn=dict(assigner=dict(type='MaxIoUAssigner'), pos_weight=-1)),
+)
+
+
+@pytest.mark.parametrize(
+    'key, shown',
+    [
+        ('model.neck.0', 'type'),
+        ('model.roi_head', 'type'),
+        ('model.roi_head.bbox_head', 'type'),
+        ('model.roi_head.bbox_head.loss_cls', 'type'),
+        ('model.train_cfg.rcnn', 'assigner'),
+        ('model.train_cfg.rcnn.assigner', 'type'),
+        ('train_dataloader.sampler', 'type'),
+        ('optim_wrapper.paramwise_cfg', 'norm_decay_mult'),
+    ],
+)
+def test_something_else_in_place_of_a_dict_within(key, shown, tmp_path):
+    path = tmp_path / 'config.py'
+    cfg = Config(dict(NESTED, model=MODEL))
+    cfg.train_dataloader.sampler = dict(type='DefaultSampler')
+    cfg.optim_wrapper.paramwise_cfg = dict(norm_decay_mult=0.0)
+    cfg.dump(str(path))
+    for value in ('abc', 5, True, ['abc'], []):
+        with pytest.raises(UserError) as error:
+            load_config(str(path), {key: value}, None)
+        assert str(error.value) == (
+            f'{key} is a dict, and is set to {value!r}: set one of its keys, as in '
+            f'{key}.{shown}=VALUE'
+        )
+    free = [dict(type='Other')]
+    if 'neck' not in key:
+        # An element of a list stays a dict.
+        free += [None, [dict(type='Other')]]
+    for value in free:
+        load_config(str(path), {key: value}, None)
+    # In a file, by its name.
+    if shown == 'type' and 'neck' not in key:
+        cfg.merge_from_dict({key: 'abc'})
+        cfg.dump(str(path))
+        with pytest.raises(UserError, match=f"^{key} is a dict, and is set to 'abc'"):
+            load_config(str(path), None, None)
+
+
+@pytest.mark.parametrize('key', NEEDED)
+def test_a_part_that_cannot_be_left_out(key, tmp_path):
+    path = tmp_path / 'config.py'
+    Config(NESTED).dump(str(path))
+    with pytest.raises(UserError, match=f'^{key} is set to None, and nothing can be built without'):
+        load_config(str(path), {key: None}, None)
+
+
+@pytest.mark.parametrize('key', ['train_dataloader', 'optim_wrapper'])
+def test_what_cannot_be_left_out_of_a_training(key, tmp_path):
+    path = tmp_path / 'config.py'
+    Config(NESTED).dump(str(path))
+    cfg = load_config(str(path), {key: None}, None)
+    with pytest.raises(UserError, match=f'^{key} is set to None, and nothing can be trained'):
+        check_training(cfg)
+
+
+@pytest.mark.parametrize('key', OPTIONAL)
+def test_none_is_the_default(key, tmp_path):
+    """As Runner.from_cfg has it, which takes a key that is there for a setting."""
+    path = tmp_path / 'config.py'
+    Config(NESTED).dump(str(path))
+    assert key not in load_config(str(path), {key: None}, None)
 
 
 @pytest.mark.parametrize('key', LISTS)
