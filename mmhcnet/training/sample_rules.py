@@ -22,6 +22,9 @@ LEAST_SIDE = 1
 # A coordinate that is further from its image than so many of its sides was never meant. pycocotools
 # ends the process on some of them, without an error that anybody could catch.
 FARTHEST = 100
+# Pixels of a run-length mask beside those of its image, and where these are not known. It takes a
+# byte for each, whatever the length of its file.
+LARGEST_MASK, MASK_PIXELS = 16, 2**28
 
 
 class BadSample(ValueError):
@@ -233,16 +236,15 @@ def absurd_coordinates(annotation: dict, image: dict) -> str | None:
         annotation (dict): With ``bbox`` and ``segmentation``, as far as it has them.
         image (dict): With ``width`` and ``height``.
     """
-    limit = FARTHEST * max(
-        1,
-        *(
-            side
-            for side in (image.get('width'), image.get('height'))
-            if isinstance(side, (int, float)) and math.isfinite(side)
-        ),
-        1,
-    )
+    sides = [
+        side
+        for side in (image.get('width'), image.get('height'))
+        if isinstance(side, (int, float)) and math.isfinite(side)
+    ]
+    limit = FARTHEST * max(1, *sides, 1)
     polygons = annotation.get('segmentation')
+    if isinstance(polygons, dict):
+        return _absurd_mask(polygons.get('size'), sides)
     for name, values in (
         ('bbox', [annotation.get('bbox')]),
         ('segmentation', polygons if isinstance(polygons, list) else []),
@@ -262,6 +264,22 @@ def absurd_coordinates(annotation: dict, image: dict) -> str | None:
                 worst = max(numbers, key=lambda n: abs(n) if n == n else math.inf)
                 return f'{name} has the coordinate {worst}'
     return None
+
+
+def _absurd_mask(size: Any, sides: list[float]) -> str | None:
+    """Whether a run-length mask is larger than any of an image with these sides."""
+    # What is malformed, pycocotools names itself.
+    if (
+        not isinstance(size, (list, tuple))
+        or len(size) != 2
+        or not all(type(number) in (int, float) for number in size)
+    ):
+        return None
+    most = LARGEST_MASK * max(1, math.prod(sides)) if len(sides) == 2 else MASK_PIXELS
+    # What is not a number passes comparisons.
+    if math.prod(size) <= most:
+        return None
+    return f'segmentation is a mask of {size[1]}x{size[0]} pixels'
 
 
 def absurd_annotations(content: Any) -> Iterator[str]:
@@ -292,6 +310,6 @@ def refuse_absurd_annotations(content: Any, file: str) -> None:
     found = list(absurd_annotations(content))
     if found:
         raise BadAnnotations(
-            f'{len(found)} annotations of {file} have coordinates that no image has: '
+            f'{len(found)} annotations of {file} have coordinates or sizes that no image has: '
             f'{"; ".join(found[:5])}{"; ..." * (len(found) > 5)}. Correct or remove them'
         )

@@ -356,6 +356,13 @@ WRONG = {
         'segmentation has the coordinate 10000000000.0, in ',
         None,
     ),
+    'a mask that fits into no memory': (
+        'det',
+        first_annotation(segmentation=dict(size=[60000, 60000], counts='a')),
+        '',
+        'segmentation is a mask of 60000x60000 pixels, in ',
+        None,
+    ),
     'a box of 1e300': (
         'det',
         first_annotation(bbox=[0, 0, 1e300, 9]),

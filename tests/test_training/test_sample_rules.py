@@ -216,6 +216,16 @@ IMAGE = dict(id=1, file_name='a.jpg', width=100, height=50)
         ),
         (dict(segmentation=[[0, 0, 10000, 0, 9, 5]]), None),
         (dict(segmentation=dict(counts='a', size=[1, 1])), None),
+        # Of another size than the image, which mmdet names itself.
+        (dict(segmentation=dict(counts='a', size=[100, 50])), None),
+        (dict(segmentation=dict(counts='a', size=['x', None])), None),
+        (dict(segmentation=dict(counts='a')), None),
+        (
+            dict(bbox=[0, 0, 9, 9], segmentation=dict(counts='a', size=[60000, 50000])),
+            'segmentation is a mask of 50000x60000 pixels',
+        ),
+        (dict(segmentation=dict(counts=[5], size=[1e300, 1e300])), 'segmentation is a mask'),
+        (dict(segmentation=dict(counts=[5], size=[float('nan'), 1])), 'segmentation is a mask'),
         (dict(bbox='abc', segmentation=None), None),
         (dict(bbox=[None] * 4), None),
         ({}, None),
@@ -226,6 +236,12 @@ def test_absurd_coordinates(annotation, found):
     assert problem is None if found is None else problem.startswith(found)
 
 
+@pytest.mark.parametrize('side, refused', [(10000, False), (60000, True)])
+def test_a_mask_in_an_image_of_unknown_size(side, refused):
+    annotation = dict(segmentation=dict(counts='a', size=[side, side]))
+    assert bool(absurd_coordinates(annotation, dict(id=1))) == refused
+
+
 def test_absurd_annotations_name_their_image():
     content = dict(
         images=[IMAGE],
@@ -234,7 +250,7 @@ def test_absurd_annotations_name_their_image():
     )
     with pytest.raises(
         BadAnnotations,
-        match=r'8 annotations of x.json have coordinates that no '
+        match=r'8 annotations of x.json have coordinates or sizes that no '
         r'image has: annotation 0 of a.jpg: bbox has the coordinate 1e\+300; .*'
         r'; \.\.\.. Correct or remove them',
     ):

@@ -12,7 +12,7 @@ from .findings import WARNING, Counts, Finding, listed
 from .sources import Annotations, Source
 
 # pycocotools may end the process on such a file.
-ABSURD = 'coordinates that no image has'
+ABSURD = 'coordinates or sizes that no image has'
 # Boxes of COCO itself leave the image by fractions of a pixel.
 TOLERANCE = 1.0
 # A box that leaves the image by more than this share of its side was meant otherwise.
