@@ -86,6 +86,20 @@ def place_of(
     return folder, (filename_tmpl, *NAMES) if filename_tmpl else NAMES
 
 
+def _checkpoint_hooks(cfg: Config) -> list[dict]:
+    """Settings of the hooks that write checkpoints, the default one first."""
+    default = cfg.get('default_hooks') or {}
+    hooks = [default.get('checkpoint', {}), *(cfg.get('custom_hooks') or [])]
+    found = [
+        hook
+        for i, hook in enumerate(hooks)
+        if isinstance(hook, dict)
+        and (not i or re.search(r"CheckpointHook\b", str(hook.get('type'))))
+    ]
+    # Without any, the work directory may hold those of an earlier command.
+    return found or [{}]
+
+
 def resume_of_attempt(cfg: Config, resume: str | None) -> str | None:
     """The value of ``--resume`` for this attempt of torchrun (``MAX_RESTARTS``).
 
@@ -100,9 +114,13 @@ def resume_of_attempt(cfg: Config, resume: str | None) -> str | None:
         UserError: A first attempt that may be restarted would start from scratch next to
             checkpoints of an earlier run, and a restart would take those for its own.
     """
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    folder, names = place_of(cfg.work_dir, hook.get('out_dir'), hook.get('filename_tmpl'))
-    found = bool(numbered(folder, names))
+    places = [
+        place_of(cfg.work_dir, hook.get('out_dir'), hook.get('filename_tmpl'))
+        for hook in _checkpoint_hooks(cfg)
+    ]
+    folder, found = next(
+        ((folder, True) for folder, names in places if numbered(folder, names)), (None, False)
+    )
     if int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0:
         return 'auto' if found else resume
     if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) > 0 and found and not resume:

@@ -1,6 +1,7 @@
 import pytest
 from mmengine.config import ConfigDict
 
+from mmhcnet.checkpoints.hook import CheckpointHook
 from mmhcnet.checkpoints.locate import NAMES, newest_intact, place_of, resume_of_attempt
 from mmhcnet.errors import UserError
 
@@ -59,6 +60,26 @@ def test_a_restart_finds_what_the_hook_has_written(tmp_path, monkeypatch, hook):
     again = toy_runner(work_dir, checkpoint=hook, train_cfg=dict(max_epochs=2), resume=True)
     again.train()
     assert again._load_from == str(path)
+
+
+@pytest.mark.parametrize('kind', ['mmhcnet.CheckpointHook', CheckpointHook])
+@pytest.mark.parametrize('default', [None, {}])
+def test_a_hook_besides_the_default_ones(tmp_path, monkeypatch, kind, default):
+    hook = dict(out_dir=str(tmp_path / 'out'), filename_tmpl='mine_{}.pth')
+    folder = tmp_path / 'out' / 'run'
+    folder.mkdir(parents=True)
+    (folder / 'mine_3.pth').touch()
+    cfg = ConfigDict(
+        work_dir=str(tmp_path / 'run'),
+        default_hooks=dict(checkpoint=default),
+        custom_hooks=[dict(type='EMAHook'), dict(type=kind, **hook)],
+    )
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '1')
+    assert resume_of_attempt(cfg, None) == 'auto'
+    monkeypatch.setenv('TORCHELASTIC_RESTART_COUNT', '0')
+    monkeypatch.setenv('TORCHELASTIC_MAX_RESTARTS', '3')
+    with pytest.raises(UserError, match=f"'{folder}' holds checkpoints of an earlier run"):
+        resume_of_attempt(cfg, None)
 
 
 def test_no_configured_hook(tmp_path):
