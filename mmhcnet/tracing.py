@@ -1,6 +1,7 @@
 """Whether the code is being compiled or exported, asked in a way that both stacks have."""
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 # torch.compiler has it from 2.3 on. torch._dynamo had it before too, but takes a second to import.
@@ -27,3 +28,16 @@ def is_transforming() -> bool:
     return (
         torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     )
+
+
+# Of the batched tensors that torch.autograd makes; those of torch.func have another.
+_BATCHED = torch._C._parse_dispatch_key('Batched')
+
+
+def is_batched_gradient(dout: Tensor) -> bool:
+    """Whether a backward pass takes many gradients at once.
+
+    ``is_grads_batched=True`` of ``torch.autograd.grad`` does it, and ``vectorize=True`` of
+    ``torch.autograd.functional.jacobian``.
+    """
+    return torch._C._dispatch_keys(dout).has(_BATCHED)

@@ -31,15 +31,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmhcnet.tracing import is_compiling
-
 from .backend import use_triton
 from .conduction_rate import conduction_rate_backward, conduction_rate_forward
 from .gelu_depthwise import gelu_dwconv_backward, gelu_dwconv_forward, gelu_dwconv_ref
 from .group_norm import group_norm_1_backward, group_norm_1_forward, group_norm_1_ref
 from .precision import autocast_dtype, cast, cast_like, compute_dtype, no_autocast
 from .product import column_sums, product, product_backward
-from .second_order import gradients
+from .second_order import gradients, wants_plain_backward
 from .stencil import heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed
 
 
@@ -172,7 +170,7 @@ class _HcBlock(torch.autograd.Function):
         ) = ctx.saved_tensors
         w, to_k, norm_weight, norm_bias = weights[:4]
         wanted, backend = ctx.needs_input_grad[5:], ctx.backend
-        if torch.is_grad_enabled() and not is_compiling():
+        if wants_plain_backward(dout):
             inputs = [z, k if to_k is None else None, *weights]
             with torch.autocast(z.device.type, ctx.autocast, ctx.autocast is not None):
                 return (None,) * 5 + gradients(

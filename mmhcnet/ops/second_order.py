@@ -1,9 +1,18 @@
-"""Derivatives of the derivatives of functions whose backward is written by hand."""
+"""The backward pass of functions that have one written by hand, where that one does not serve."""
 
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from mmhcnet.tracing import is_batched_gradient, is_compiling, is_transforming
+
+
+def wants_plain_backward(dout: Tensor) -> bool:
+    """Whether a backward pass is to be differentiated again, or takes many gradients at once."""
+    return not is_compiling() and (
+        torch.is_grad_enabled() or is_transforming() or is_batched_gradient(dout)
+    )
 
 
 def gradients(
@@ -12,10 +21,10 @@ def gradients(
     wanted: Sequence[bool],
     dout: Tensor,
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of a function that can be differentiated again.
+    """Gradients of a function by autograd, for where :func:`wants_plain_backward` says so.
 
-    For the backward pass of a ``torch.autograd.Function`` when it is called with
-    ``create_graph=True``: the plain form of the function is run and left to autograd.
+    The plain form of the function is run once more. The gradients can be differentiated again if
+    gradients are enabled where this is called.
 
     Args:
         function (Callable): Takes the inputs; built of differentiable operations.
@@ -27,5 +36,7 @@ def gradients(
         tuple[Tensor, optional]: One for each input; None where it is not asked for.
     """
     asked = [t for t, is_asked in zip(inputs, wanted) if is_asked]
-    found = iter(torch.autograd.grad(function(*inputs), asked, dout, create_graph=True))
+    again = torch.is_grad_enabled()
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(function(*inputs), asked, dout, create_graph=again))
     return tuple(next(found) if is_asked else None for is_asked in wanted)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmhcnet.tracing import is_compiling
+
 from .backend import check_offset, needs_gradient, use_triton
 
 
@@ -65,8 +67,17 @@ def _anisotropic_flux(z: Tensor, w: Tensor) -> Tensor:
     w1, w2, w3, w4 = w.to(z.dtype).unbind(1)
     zero = torch.zeros_like(w1)
     kernel = torch.stack([zero, w2, zero, w4, -(w1 + w2 + w3 + w4), w3, zero, w1, zero], dim=1)
-    padded = F.pad(z, (1, 1, 1, 1), mode='replicate')
-    return F.conv2d(padded, kernel.view(-1, 1, 3, 3), groups=z.shape[1])
+    return F.conv2d(_with_border(z), kernel.view(-1, 1, 3, 3), groups=z.shape[1])
+
+
+def _with_border(z: Tensor) -> Tensor:
+    """z (B, C, H, W) with its outermost pixels repeated: (B, C, H + 2, W + 2)."""
+    if is_compiling():
+        # Inductor (2.10) expects the gradient of a replicating pad in another layout than it has
+        # for a channels-last map.
+        z = torch.cat([z[:, :, :1], z, z[:, :, -1:]], dim=2)
+        return torch.cat([z[..., :1], z, z[..., -1:]], dim=3)
+    return F.pad(z, (1, 1, 1, 1), mode='replicate')
 
 
 def heat_step_ref(z: Tensor, w: Tensor | None, k: Tensor | float) -> Tensor:

@@ -36,13 +36,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmhcnet.tracing import is_compiling
-
 from .dct import dct2, heat_spectral, idct2
 from .norm_gate import norm_gate_backward, norm_gate_forward
 from .precision import autocast_dtype, cast, cast_like, compute_dtype, no_autocast
 from .product import column_sums, product, product_backward
-from .second_order import gradients
+from .second_order import gradients, wants_plain_backward
 
 
 class Residual(NamedTuple):
@@ -266,7 +264,7 @@ class _Conduction(torch.autograd.Function):
         ) = ctx.saved_tensors
         eps, inner_eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[6:], [x, decay, *inputs]
-        if torch.is_grad_enabled() and not is_compiling():
+        if wants_plain_backward(dout):
             with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
                 return (None,) * 6 + gradients(
                     lambda x, decay, *inputs: vheat_conduction_ref(
@@ -407,7 +405,7 @@ class _Mlp(torch.autograd.Function):
         ) = ctx.saved_tensors
         eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[5:], [x, *inputs]
-        if torch.is_grad_enabled() and not is_compiling():
+        if wants_plain_backward(dout):
             with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
                 return (None,) * 5 + gradients(
                     lambda x, *inputs: vheat_mlp_ref(

@@ -6,7 +6,10 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from mmengine.analysis import get_model_complexity_info
+from mmengine.runner import turn_on_activation_checkpointing
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmhcnet import HcNet, VHeat
 from mmhcnet.models.backbones import hcnet, vheat
@@ -298,3 +301,124 @@ def test_unknown_keyword(cls):
 def test_too_small_an_image(cls, size):
     with pytest.raises(ValueError, match=f'at least 32, got {size[0]}x{size[1]}: resize or pad'):
         build(cls)(torch.zeros(1, 3, *size))
+
+
+@pytest.mark.parametrize(
+    'cls, options', [(cls, name) for cls in OPTIONS for name in OPTIONS[cls]], ids=str
+)
+def test_a_model_without_values_is_initialised(cls, options):
+    """Built on 'meta', given memory, initialised: as a model that was built with values."""
+    options = dict(OPTIONS[cls][options], mask_token=True)
+    with torch.device('meta'):
+        model = build(cls, **options)
+    model = model.to_empty(device='cpu')
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    model.init_weights()
+    usual = build(cls, **options).state_dict()
+    for name, value in model.state_dict().items():
+        assert value.isfinite().all(), name
+        if usual[name].unique().numel() == 1:
+            assert torch.equal(value, usual[name]), name
+        elif value.numel() > 100:
+            assert value.std().item() == pytest.approx(usual[name].std().item(), rel=0.4), name
+
+
+@families
+def test_init_weights_leaves_the_values_of_a_model_that_has_some(cls):
+    model = build(cls)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.init_weights()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@families
+def test_init_cfg_goes_beyond_what_a_model_without_values_gets(cls):
+    with torch.device('meta'):
+        model = build(cls, init_cfg=dict(type='Constant', layer='Conv2d', val=2.0))
+    model = model.to_empty(device='cpu')
+    model.init_weights()
+    assert (model.stem.conv1.weight == 2).all()
+    assert model.norm0.weight.isfinite().all()
+
+
+@families
+def test_a_mask_hides_pixels_of_the_stem_s_map(cls):
+    model = build(cls, mask_token=True).eval()
+    x = torch.randn(2, 3, 50, 64)
+    mask = (torch.rand(2, 13, 16) < 0.5).long()
+    for out, expected in zip(model(x, torch.zeros_like(mask)), model(x)):
+        torch.testing.assert_close(out, expected)
+    # All hidden: one image is as the other, and the vector alone decides what they are.
+    outs = model(x, torch.ones_like(mask))
+    torch.testing.assert_close(outs[0][0], outs[0][1])
+
+    seen = []
+    model.stages[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model(x)
+    model(x, mask)
+    whole, hidden = (maps.permute(0, 2, 3, 1) for maps in seen)
+    assert torch.equal(hidden[mask == 0], whole[mask == 0])
+    assert (hidden[mask == 1] == model.mask_token).all()
+    model(x, mask)[3].square().sum().backward()
+    assert model.mask_token.grad.abs().sum() > 0
+    assert model.get_layer_depth('mask_token')[0] == 0
+
+
+@families
+def test_bad_mask(cls):
+    x = torch.randn(2, 3, 64, 64)
+    with pytest.raises(ValueError, match='build it with mask_token=True'):
+        build(cls)(x, torch.zeros(2, 16, 16))
+    with pytest.raises(
+        ValueError, match=r'\(2, 16, 16\), got \(2, 8, 8\): .*model_patch_size is 4'
+    ):
+        build(cls, mask_token=True)(x, torch.zeros(2, 8, 8))
+
+
+@families
+@pytest.mark.parametrize(
+    'name', ['stem', 'stages.1', 'stages.1.0', 'stages.1.1.conduction', 'downsamples.0']
+)
+def test_activation_checkpointing_of_a_part(cls, name):
+    """mmengine's, of any part: it runs once more in the backward pass, and changes nothing."""
+    model = build(cls).double()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    model(x)[3].square().sum().backward()
+    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
+    model.zero_grad()
+
+    part, passes = model.get_submodule(name), []
+    forward = part.forward
+
+    def counted(*args):
+        passes.append(torch.is_grad_enabled())
+        return forward(*args)
+
+    part.forward = counted
+    turn_on_activation_checkpointing(model, name)
+    model(x)[3].square().sum().backward()
+    assert passes == [False, True]
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name])
+
+
+@pytest.mark.parametrize('cls, arch', [(HcNet, 'tiny'), (VHeat, 'tiny'), (VHeat, 'small')])
+def test_counters_of_operations_agree(cls, arch):
+    """Those that go by operations and, where they are installed, those that go by modules."""
+    model = cls(arch, out_indices=(3,)).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    found = [
+        counter.get_total_flops() / 2,
+        get_model_complexity_info(model, inputs=(x,), show_table=False, show_arch=False)['flops'],
+    ]
+    try:
+        from ptflops import get_model_complexity_info as by_modules
+    except ImportError:
+        pass
+    else:
+        settings = dict(as_strings=False, print_per_layer_stat=False, backend='pytorch')
+        found.append(by_modules(copy.deepcopy(model), (3, 64, 64), **settings)[0])
+    assert max(found) < 1.02 * min(found), found

@@ -413,6 +413,43 @@ def test_functional_transforms(cls, arch):
 
 
 @families
+def test_jacobians(cls, arch):
+    """By torch.func, of parameters and of the image, and of each image of a batch by itself."""
+    model = small(cls, arch).double()
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+
+    def few(parameters, x):
+        return torch.func.functional_call(model, parameters, (x,))[0].mean((2, 3))[:, :2]
+
+    by_parameter = torch.func.jacrev(few)(parameters, x)
+    by_image = torch.func.jacrev(few, argnums=1)(parameters, x)
+    out = few(dict(model.named_parameters()), x.requires_grad_())
+    expected = torch.autograd.grad(out[1, 0], [x, *model.parameters()])
+    torch.testing.assert_close(by_image[1, 0], expected[0])
+    for found, value in zip(by_parameter.values(), expected[1:]):
+        torch.testing.assert_close(found[1, 0], value)
+
+    one_by_one = torch.func.vmap(lambda x: few(parameters, x[None])[0])(x)
+    torch.testing.assert_close(one_by_one, out)
+
+
+@pytest.mark.parametrize('arch', [PRE, dict(PRE, post_norm=True, layer_scale=0.5)], ids=str)
+def test_many_gradients_at_once(arch):
+    """is_grads_batched of vHeat. Of HcNet it is not to be had: the backward pass of torch's group
+    norm (2.10) cannot take many gradients of a channels-last map."""
+    model = small(VHeat, arch, img_size=64).double()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64, requires_grad=True)
+    out = model(x)[0].mean((0, 2, 3))[:3]
+    inputs = [x, *model.parameters()]
+    together = torch.autograd.grad(out, inputs, torch.eye(3).double(), True, is_grads_batched=True)
+    for i in range(3):
+        alone = torch.autograd.grad(out[i], inputs, retain_graph=True)
+        for found, expected in zip(together, alone):
+            torch.testing.assert_close(found[i], expected)
+
+
+@families
 def test_gradient_of_a_gradient(cls, arch):
     """As a gradient penalty takes it: the same as in the plain form."""
     model = small(cls, arch).double()

@@ -72,26 +72,8 @@ def test_frequency_embedding_and_switches_matter():
     assert len(sizes) == 5
 
 
-def test_resized_embedding_is_kept_in_eval_mode_only():
-    model, x = lively(build()).eval(), torch.randn(1, 3, 64, 48)
-    kept = model.freq_embed._kept
-    model(x)
-    assert not kept  # a gradient is asked for
-    with torch.no_grad():
-        model(x)
-        first = {i: entry[1] for i, entry in kept.items()}
-        assert set(first) == {0, 1, 2, 3}
-        model(x)
-        assert all(kept[i][1] is first[i] for i in first)
-        model(torch.randn(1, 3, 48, 64))
-        assert kept[0][1].shape[:2] == (12, 16)
-        assert not any('_kept' in key for key in model.state_dict())
-        model.train()(x)
-    assert not kept
-
-
 @pytest.mark.parametrize('change', ['in place', 'load', 'data', 'to'])
-def test_kept_embedding_follows_the_parameter(change):
+def test_resized_embedding_follows_the_parameter(change):
     model, x = lively(build()).eval(), torch.randn(1, 3, 64, 48)
     with torch.no_grad():
         before = model(x)[3]
@@ -102,10 +84,9 @@ def test_kept_embedding_follows_the_parameter(change):
             state = {k: v + 1 if 'freq_embed' in k else v for k, v in model.state_dict().items()}
             model.load_state_dict(state)
         elif change == 'data':
-            # As mmengine's EMA hook swaps parameters, before the loop calls eval().
+            # As mmengine's EMA hook swaps parameters.
             for p in model.freq_embed:
                 p.data.copy_(p.data + 1)
-            model.eval()
         else:
             for p in model.freq_embed:
                 p.add_(1)
@@ -113,16 +94,6 @@ def test_kept_embedding_follows_the_parameter(change):
         fresh = copy.deepcopy(model)
         assert torch.equal(model(x)[3], fresh(x)[3])
         assert not torch.allclose(model(x)[3].float(), before)
-
-
-def test_kept_in_inference_mode_serves_training_later():
-    model, x = build().eval(), torch.randn(1, 3, 64, 48)
-    with torch.inference_mode():
-        expected = model(x)[3]
-    model.freq_embed.requires_grad_(False)
-    out = model(x)[3]
-    out.sum().backward()
-    assert torch.equal(out, expected)
 
 
 def test_copies_and_state_dict_round_trip():

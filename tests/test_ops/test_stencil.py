@@ -7,6 +7,8 @@ import torch
 
 from mmhcnet.ops import heat_flux, heat_step
 
+from ..old_torch import compiles
+
 SIZES = [(7, 5), (4, 4), (1, 6), (6, 1), (1, 1), (2, 3)]
 STENCILS = ['anisotropic', 'isotropic']
 # Row and column offset of the neighbours that w1..w4 belong to.
@@ -173,3 +175,31 @@ def test_inputs_are_not_changed():
 def test_wrong_weights_are_refused():
     with pytest.raises(ValueError, match=r'w must be \(C, 4\) = \(3, 4\)'):
         heat_flux(field((5, 5)), torch.zeros(4, 3, dtype=torch.float64))
+
+
+@compiles
+def test_a_compiled_step_of_training_pads_nothing():
+    """Inductor (2.10) cannot run the gradient of a replicating pad on a channels-last map."""
+    from functorch.compile import make_boxed_func
+    from torch._dynamo.backends.common import aot_autograd
+
+    operations = []
+
+    def note(graph, inputs):
+        operations.extend(str(node.target) for node in graph.graph.nodes)
+        return make_boxed_func(graph.forward)
+
+    z = field((5, 6)).contiguous(memory_format=torch.channels_last).requires_grad_()
+    w = weights('anisotropic').requires_grad_()
+    torch._dynamo.reset()
+    compiled = torch.compile(heat_flux, backend=aot_autograd(fw_compiler=note), fullgraph=True)
+    h = compiled(z, w)
+    expected = heat_flux(z, w)
+    torch.testing.assert_close(h, expected)
+    for found, value in zip(
+        torch.autograd.grad(h.pow(2).sum(), [z, w]),
+        torch.autograd.grad(expected.pow(2).sum(), [z, w]),
+    ):
+        torch.testing.assert_close(found, value)
+    assert any('convolution_backward' in name for name in operations)
+    assert not any('pad' in name for name in operations)

@@ -120,6 +120,7 @@ class HierarchicalBackbone(BaseModule):
             with the downsampling into them and their norms.
         norm_eval (bool): Keep all norm layers in eval mode during training.
         with_cp (bool): Recompute each block in the backward pass to save memory.
+        mask_token (bool): Have a learned vector for pixels that are masked after the stem.
         init_cfg (dict, optional): mmengine's initialisation config.
 
     Raises:
@@ -139,6 +140,7 @@ class HierarchicalBackbone(BaseModule):
         frozen_stages: int,
         norm_eval: bool,
         with_cp: bool,
+        mask_token: bool,
         init_cfg: dict | None,
     ):
         super().__init__(init_cfg)
@@ -169,6 +171,28 @@ class HierarchicalBackbone(BaseModule):
         )
         for i in self.out_indices:
             self.add_module(f'norm{i}', norm(embed_dims[i]))
+        self.mask_token = nn.Parameter(torch.empty(embed_dims[0])) if mask_token else None
+        self.reset_parameters()
+        self._without_values = self.stem.conv1.weight.is_meta
+
+    def reset_parameters(self) -> None:
+        """Gives the backbone's own parameters, not those of its layers, their first values."""
+        if self.mask_token is not None:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def init_weights(self) -> None:
+        """Initialises as ``init_cfg`` says, and before that all that was built without values.
+
+        The constructor has initialised every parameter, except on the device 'meta': there
+        ``to_empty(device=...)`` and this are what makes a model.
+        """
+        if self._without_values:
+            # Children first: what a layer gives to its convolutions is not torch's default.
+            for module in reversed(list(self.modules())):
+                if hasattr(module, 'reset_parameters'):
+                    module.reset_parameters()
+            self._without_values = False
+        super().init_weights()
 
     @staticmethod
     def _check_out_indices(out_indices: Sequence[int], stages: int) -> tuple[int, ...]:
@@ -182,18 +206,21 @@ class HierarchicalBackbone(BaseModule):
             )
         return tuple(out_indices)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """One feature map per out index.
 
         Args:
             x (Tensor): (B, in_channels, H, W), H and W at least 32 (for four stages).
+            mask (Tensor, optional): (B, ceil(H / 4), ceil(W / 4)), 1 where the pixel of the stem's
+                map is to be hidden: ``mask_token`` takes its place (SimMIM, Xie et al., CVPR 2022).
 
         Returns:
             tuple[Tensor]: (B, C_i, H_i, W_i) with H_i = ceil(H / 4 / 2^i), likewise W_i;
             contiguous.
 
         Raises:
-            ValueError: H or W is too small, or there is no batch axis.
+            ValueError: H or W is too small, there is no batch axis, or there is a mask of another
+                size or without ``mask_token``.
         """
         if x.dim() != 4:
             raise ValueError(
@@ -211,6 +238,8 @@ class HierarchicalBackbone(BaseModule):
         if not is_exporting() and (is_compiling() or not is_transforming()):
             x = x.contiguous(memory_format=torch.channels_last)
         x = self.stem(x)
+        if mask is not None:
+            x = self._hide(x, mask)
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
@@ -220,6 +249,20 @@ class HierarchicalBackbone(BaseModule):
                 # order whatever the strides say, and a neck keeps the layout that it is given.
                 outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
+
+    def _hide(self, x: Tensor, mask: Tensor) -> Tensor:
+        if self.mask_token is None:
+            raise ValueError(
+                f'this {type(self).__name__} has nothing to put where mask hides a pixel: build it '
+                'with mask_token=True'
+            )
+        if mask.shape != (x.shape[0], *x.shape[2:]):
+            raise ValueError(
+                f'mask must be (B, H/4, W/4) = {(x.shape[0], *x.shape[2:])}, got '
+                f"{tuple(mask.shape)}: the mask generator's model_patch_size is 4"
+            )
+        mask = mask[:, None].to(x.dtype)
+        return x * (1 - mask) + self.mask_token.to(x.dtype)[:, None, None] * mask
 
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
         """What all blocks of stage i take besides the map x (B, C, H, W): here nothing."""
@@ -270,7 +313,7 @@ class HierarchicalBackbone(BaseModule):
             return sum(sizes[: int(rest[0]) + 1]) + 1, total
         if part.startswith('norm'):
             return sum(sizes[: int(part[4:]) + 1]), total
-        return (0 if part == 'stem' else total - 1), total
+        return (0 if part in ('stem', 'mask_token') else total - 1), total
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         # mmengine only warns of weights that do not fit, and goes on with random ones.

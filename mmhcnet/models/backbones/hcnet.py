@@ -90,6 +90,8 @@ class HcNet(HierarchicalBackbone):
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
         recompute (bool): Compute again in the backward pass what is cheap (norm, stencil, GELU and
             filter); False keeps it, in twice the memory.
+        mask_token (bool): Have a learned vector for masked pixels: ``forward(x, mask)`` is what
+            mmpretrain's SimMIM calls.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -111,6 +113,7 @@ class HcNet(HierarchicalBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         recompute: bool = True,
+        mask_token: bool = False,
         init_cfg: dict | None = None,
     ):
 
@@ -132,6 +135,7 @@ class HcNet(HierarchicalBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
+            mask_token=mask_token,
             init_cfg=init_cfg,
         )
         self._freeze()

@@ -60,11 +60,19 @@ class VHeatBlock(nn.Module):
         self.conduction = conduction
         self.norm2 = nn.LayerNorm(channels)
         self.mlp = mlp
+        self.layer_scale = layer_scale
         self.gamma1 = self.gamma2 = None
         if layer_scale is not None:
-            self.gamma1 = nn.Parameter(torch.full((channels,), float(layer_scale)))
-            self.gamma2 = nn.Parameter(torch.full((channels,), float(layer_scale)))
+            self.gamma1 = nn.Parameter(torch.empty(channels))
+            self.gamma2 = nn.Parameter(torch.empty(channels))
         self.drop_path = DropPath(drop_path)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gives γ1 and γ2 their first value."""
+        for gamma in (self.gamma1, self.gamma2):
+            if gamma is not None:
+                nn.init.constant_(gamma, self.layer_scale)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay does not apply to, as timm's models say it."""
@@ -151,6 +159,8 @@ class VHeat(HierarchicalBackbone):
         with_cp (bool): Recompute blocks in the backward pass: less memory, more time.
         recompute (bool): Compute again in the backward pass what is cheap (norms, convolution, DCT,
             GELU); False keeps the inputs of all products, in 1.6 times the memory.
+        mask_token (bool): Have a learned vector for masked pixels: ``forward(x, mask)`` is what
+            mmpretrain's SimMIM calls.
         init_cfg (dict, optional): mmengine's initialisation config, e.g.
             ``dict(type='Pretrained', checkpoint=..., prefix='backbone.')``.
 
@@ -174,6 +184,7 @@ class VHeat(HierarchicalBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         recompute: bool = True,
+        mask_token: bool = False,
         init_cfg: dict | None = None,
     ):
         arch = parse_arch(arch, ARCHS)
@@ -210,6 +221,7 @@ class VHeat(HierarchicalBackbone):
             frozen_stages=frozen_stages,
             norm_eval=norm_eval,
             with_cp=with_cp,
+            mask_token=mask_token,
             init_cfg=init_cfg,
         )
         if not isinstance(img_size, int) or img_size < self.min_size:
@@ -245,7 +257,7 @@ class VHeat(HierarchicalBackbone):
         own = [] if self.freq_embed is None else [self.freq_embed[i]]
         return super().stage_parts(i) + own
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """As :class:`HierarchicalBackbone`'s; after :meth:`switch_to_deploy` for one size only."""
         if self.deploy_size not in (None, tuple(x.shape[2:])):
             height, width = self.deploy_size
@@ -253,7 +265,7 @@ class VHeat(HierarchicalBackbone):
                 f'switch_to_deploy() folded this VHeat for images of {height}x{width}, got '
                 f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again'
             )
-        return super().forward(x)
+        return super().forward(x, mask)
 
     def switch_to_deploy(self, input_size: int | tuple[int, int]) -> None:
         """Folds ``freq_embed`` and ``to_k`` into one decay table per block, for one image size.

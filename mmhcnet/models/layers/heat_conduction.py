@@ -45,17 +45,26 @@ class HeatConduction(nn.Module):
         if stencil not in STENCILS:
             raise ValueError(f'stencil must be one of {STENCILS}, got {stencil!r}')
         self.stencil = stencil
-        self.w = nn.Parameter(torch.full((channels, 4), 0.25)) if stencil == 'anisotropic' else None
+        self.w = nn.Parameter(torch.empty(channels, 4)) if stencil == 'anisotropic' else None
 
         k = parse_k(k, K_MODES)
         self.to_k = None
         if k == 'input_dependent':
             self.to_k = nn.Linear(channels, channels, bias=False)
-            nn.init.trunc_normal_(self.to_k.weight, std=0.02)
             self.k = None
         else:
-            self.k = nn.Parameter(torch.zeros(1)) if k == 'learnable' else k
+            self.k = nn.Parameter(torch.empty(1)) if k == 'learnable' else k
         self.drop_path = DropPath(drop_path)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gives the parameters their first values."""
+        if self.w is not None:
+            nn.init.constant_(self.w, 0.25)
+        if self.to_k is not None:
+            nn.init.trunc_normal_(self.to_k.weight, std=0.02)
+        elif isinstance(self.k, nn.Parameter):
+            nn.init.zeros_(self.k)
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that weight decay does not apply to, as timm's models say it."""

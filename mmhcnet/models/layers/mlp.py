@@ -17,6 +17,10 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(channels, hidden)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden, channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gives the parameters their first values."""
         for linear in (self.fc1, self.fc2):
             nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(linear.bias)

@@ -42,6 +42,10 @@ class Refinement(nn.Module):
         )
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.drop_path = DropPath(drop_path)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gives the parameters of the convolutions their first values."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.trunc_normal_(module.weight, std=0.02)

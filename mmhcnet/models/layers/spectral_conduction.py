@@ -55,8 +55,14 @@ class SpectralConduction(nn.Module):
             self.to_k = nn.Linear(channels, channels)
             self.k = None
         else:
-            self.k = nn.Parameter(torch.zeros(1)) if k == 'learnable' else k
+            self.k = nn.Parameter(torch.empty(1)) if k == 'learnable' else k
         self.register_buffer('decay', None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Gives the parameters of the linear layers, and k, their first values."""
+        if isinstance(self.k, nn.Parameter):
+            nn.init.zeros_(self.k)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
