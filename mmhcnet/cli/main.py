@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmhcnet.checkpoints.reader import load_safely
+from mmhcnet.training.tolerant_logs import tolerate_errors
 
 from .distributed import check_launcher, prepare_distributed
 from .early_log import early_log
@@ -40,6 +41,7 @@ def run(
         # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
         runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
         runner.register_hook(first_step)
+        tolerate_errors(runner.logger)
         hand_over(runner.logger)
         return runner
 

@@ -1,10 +1,11 @@
 """A full disk ends no training because of a line in a log."""
 
 import logging
+import sys
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from mmengine.visualization import LocalVisBackend as _LocalVisBackend
 
 from mmhcnet.registry import VISBACKENDS
@@ -44,3 +45,30 @@ class LocalVisBackend(_LocalVisBackend):
     add_image = _tolerant(_LocalVisBackend.add_image)
     add_scalar = _tolerant(_LocalVisBackend.add_scalar)
     add_scalars = _tolerant(_LocalVisBackend.add_scalars)
+
+
+def tolerate_errors(logger: MMLogger) -> None:
+    """Let a logger say once that it cannot write, where Python shows a traceback for each line.
+
+    Args:
+        logger (MMLogger): Of a runner; what its file cannot take goes to the console only.
+    """
+    failed: set[logging.Handler] = set()
+    for handler in logger.handlers:
+        handler.handleError = partial(_say_once, logger, handler, failed)
+
+
+def _say_once(
+    logger: MMLogger, handler: logging.Handler, failed: set, record: logging.LogRecord
+) -> None:
+    error = sys.exc_info()[1]
+    if not isinstance(error, OSError):
+        # A mistake in the call, which its author should see.
+        type(handler).handleError(handler, record)
+    elif handler not in failed:
+        # Before the line itself, which goes through this handler too.
+        failed.add(handler)
+        logger.error(
+            f'Not all lines of this log are written to '
+            f'{getattr(handler, "baseFilename", "the console")} ({error}). The run goes on.'
+        )

@@ -1,9 +1,14 @@
 import errno
+import logging
+import os
 import shutil
 
 import pytest
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.visualization import vis_backend
+
+from mmhcnet.training.tolerant_logs import tolerate_errors
 
 from ..toy import toy_runner
 
@@ -51,3 +56,22 @@ def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(vis_backend, 'dump', lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         toy_runner(tmp_path, dict(max_epochs=1), visualizer=VISUALIZER).train()
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_log_file_on_a_full_disk(capsys):
+    logger = MMLogger.get_instance('on a full disk', log_file='/dev/full')
+    tolerate_errors(logger)
+    for i in range(3):
+        logger.info(f'line {i}')
+    said = capsys.readouterr()
+    assert said.err == ''
+    assert [said.out.count(f'line {i}') for i in range(3)] == [1, 1, 1]
+    assert said.out.count('Not all lines of this log are written to /dev/full') == 1
+    # What is no error of the disk is shown as before.
+    logger.info('%d', 'text')
+    assert 'TypeError' in capsys.readouterr().err
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler):
+            with pytest.raises(OSError):
+                handler.close()
