@@ -17,7 +17,7 @@ from .processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *sorted((ROOT / 'docs').glob('*.md'))]
-FENCE = re.compile(r'(?:<!-- (?P<mark>.*?) -->\n)?```bash\n(?P<text>.*?)```', re.DOTALL)
+FENCE = re.compile(r'(?:<!-- (?P<mark>[^\n]*) -->\n)?```bash\n(?P<text>.*?)```', re.DOTALL)
 # What a reader puts something of their own in place of.
 OWN = re.compile(r'\b[A-Z_]{2,}\b')
 

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmhcnet.datasets.digits import write_digits
 from mmhcnet.inference.model import load_model
 from mmhcnet.visualization.demo import TASKS, Result, table, write_demo_page
 
+from ..conftest import ROOT, load_script
 from ..pages import read_page
 
 CONFIGS = Path(mmhcnet.config('segmentation/upernet_hcnet_digits.py')).parents[1]
@@ -131,3 +133,20 @@ def test_page(work_dir, data):
     strips = [np.asarray(tile.crop((0, 256, *tile.size))).astype(int) for tile in (right, wrong)]
     green, red = (strip[..., 1] - strip[..., 0] for strip in strips)
     assert green.max() > 60 and red.min() < -60
+
+
+def test_overview(work_dir, data, tmp_path, monkeypatch):
+    """The picture of the README: every part of it is there."""
+    script = load_script(ROOT / 'tools/visualization/overview.py')
+    out = tmp_path / 'overview.png'
+    monkeypatch.setattr(
+        sys, 'argv', ['overview.py', str(work_dir), '--data', str(data), '--out', str(out)]
+    )
+    script.main()
+    with Image.open(out) as picture:
+        assert picture.width > 1000
+        pixels = np.asarray(picture.convert('L')).astype(float)
+    middle = [width // 8 for width in (pixels.shape[1], 3 * pixels.shape[1])]
+    for row in np.array_split(pixels, 2):
+        for x in (*middle, *(pixels.shape[1] - m for m in middle)):
+            assert row[80:-80, x - 60 : x + 60].std() > 2

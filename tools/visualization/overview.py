@@ -3,7 +3,7 @@
     python tools/visualization/overview.py work_dirs/demo --out docs/overview.png
 
 Two digits that a classifier names, a scene for the detector and one for the segmentor, truth next
-to prediction, and a channel of the detector before and after a step of heat conduction.
+to prediction, and a channel of the segmentor before and after a step of heat conduction.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
-from mmhcnet.datasets.digits import CLASSES
+from mmhcnet import config
 from mmhcnet.inference.model import load_model
 from mmhcnet.inference.pictures import model_input, read_picture
 from mmhcnet.visualization import heat
@@ -21,7 +21,6 @@ from mmhcnet.visualization.demo import FAMILIES, TASKS
 from mmhcnet.visualization.labels import FONT
 from mmhcnet.visualization.predictions import TILE
 
-ROOT = Path(__file__).resolve().parents[2]
 GAP, TOP = 12, 34
 
 
@@ -32,9 +31,9 @@ def tile(field: np.ndarray, low: float, high: float) -> Image.Image:
     return Image.fromarray(rgb).resize((TILE, TILE), Image.Resampling.NEAREST)
 
 
-def temperatures(config: Path, checkpoint: str, scene: Path, layer: int) -> list[Image.Image]:
+def temperatures(recipe: str, checkpoint: str, scene: Path, layer: int) -> list[Image.Image]:
     """The channel that a conduction layer changes most, before and after it."""
-    _, model = load_model(str(config), checkpoint)
+    _, model = load_model(recipe, checkpoint)
     found = list(heat.record(model, model_input(model, read_picture(str(scene), TILE))).values())
     chosen = found[layer]
     channel = heat.liveliest([chosen])
@@ -71,12 +70,12 @@ def main() -> None:
 
     runs = {task.name: args.work_dir / args.family / task.name for task in TASKS}
     drawn = {task.name: task.draw(runs[task.name] / task.out, args.data) for task in TASKS}
-    detector = next(task for task in TASKS if task.name == 'detection')
-    images = sorted((args.data / 'detection/val2017').glob('*'))
+    segmentor = next(task for task in TASKS if task.name == 'segmentation')
+    scenes = sorted((args.data / 'segmentation/images/validation').glob('*.png'))
     fields = temperatures(
-        ROOT / 'configs' / detector.config.format(args.family),
-        (runs['detection'] / 'last_checkpoint').read_text(),
-        images[args.scenes[0]],
+        config(segmentor.config.format(args.family)),
+        (runs['segmentation'] / 'last_checkpoint').read_text(),
+        scenes[args.scenes[0]],
         args.layer,
     )
     name = FAMILIES[args.family]
@@ -102,7 +101,7 @@ def main() -> None:
         top += max(p.height for p in row) + GAP
     # A palette is enough for what is drawn here, in a third of the bytes.
     canvas.quantize(256, dither=Image.Dither.NONE).save(args.out, optimize=True)
-    print(f'{args.out}: {args.out.stat().st_size / 1000:.0f} kB, {len(CLASSES)} classes')
+    print(f'{args.out}: {args.out.stat().st_size / 1000:.0f} kB')
 
 
 if __name__ == '__main__':
