@@ -28,8 +28,22 @@ MODELS = {
 CONFIG, WEIGHTS = 'config.json', 'model.safetensors'
 
 
+class LinearHead(nn.Module):
+    """A linear layer on the mean of a map."""
+
+    def __init__(self, channels: int, num_classes: int):
+        super().__init__()
+        self.fc = nn.Linear(channels, num_classes)
+        nn.init.trunc_normal_(self.fc.weight, std=0.02)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, num_classes)."""
+        return self.fc(x.mean(dim=(2, 3)))
+
+
 class ImageClassifier(nn.Module):
-    """Backbone, global average pooling, linear layer; weights are called as in mmpretrain.
+    """Backbone and head; weights are called as in mmpretrain.
 
     Args:
         backbone (nn.Module): Returns one map, (B, C, H, W).
@@ -39,13 +53,11 @@ class ImageClassifier(nn.Module):
     def __init__(self, backbone: HcNet | VHeat, num_classes: int):
         super().__init__()
         self.backbone = backbone
-        self.head = nn.ModuleDict(dict(fc=nn.Linear(backbone.out_channels[-1], num_classes)))
-        nn.init.trunc_normal_(self.head['fc'].weight, std=0.02)
-        nn.init.zeros_(self.head['fc'].bias)
+        self.head = LinearHead(backbone.out_channels[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, in_channels, H, W) -> logits (B, num_classes)."""
-        return self.head['fc'](self.backbone(x)[-1].mean(dim=(2, 3)))
+        return self.head(self.backbone(x)[-1])
 
 
 def create_model(

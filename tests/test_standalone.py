@@ -47,7 +47,7 @@ def test_names(name):
     assert {k: v.shape for k, v in found.state_dict().items()} == {
         k: v.shape for k, v in wanted.items()
     }
-    assert classifier.head['fc'].out_features == 7
+    assert classifier.head.fc.out_features == 7
     assert classifier.backbone.out_indices == (3,)
 
 

@@ -24,6 +24,7 @@ with advised_imports():
         load_config,
         use_constructor,
     )
+    from mmhcnet.cli.lora import check_lora
     from mmhcnet.cli.main import run
     from mmhcnet.cli.parser import add_config, add_run, make_parser
     from mmhcnet.cli.schedule import run_length, validation_interval
@@ -107,6 +108,7 @@ def build_config(args: Namespace) -> Config:
 def train(args: Namespace, cfg: Config, build_runner: Callable[[], Runner]) -> None:
     use_constructor(cfg)
     check_optimizer(cfg)
+    check_lora(cfg)
     fuse_optimizer(cfg)
     if args.pretrained:
         use_pretrained(cfg, args.pretrained)

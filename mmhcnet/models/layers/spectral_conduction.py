@@ -82,12 +82,14 @@ class SpectralConduction(nn.Module):
         """
         if self.decay is not None:
             return self.decay
+        # Of no layer by its name: an adapter or a quantiser may stand in its place.
+        weight = next(p for p in self.parameters() if p.is_floating_point())
         # λ_n + λ_m goes up to 2π²: an error of k in half precision shows in the decay.
-        with no_autocast(self.fc_out.weight.device.type):
+        with no_autocast(weight.device.type):
             if self.to_k is not None:
                 k = F.relu(self.to_k(freq_embed))
             elif isinstance(self.k, float):
-                k = self.fc_out.weight.new_full((1,), self.k)
+                k = weight.new_full((1,), self.k)
             else:
                 k = F.softplus(self.k)
             return spectral_decay(k, height, width)
