@@ -3,7 +3,7 @@
     python tools/visualization/overview.py work_dirs/demo --out docs/overview.png
 
 Two digits that a classifier names, a scene for the detector and one for the segmentor, truth next
-to prediction, and a channel of the segmentor before and after a step of heat conduction.
+to prediction, and the channel of the segmentor that a step of heat conduction smooths most.
 """
 
 import argparse
@@ -32,11 +32,16 @@ def tile(field: np.ndarray, low: float, high: float) -> Image.Image:
 
 
 def temperatures(recipe: str, checkpoint: str, scene: Path, layer: int) -> list[Image.Image]:
-    """The channel that a conduction layer changes most, before and after it."""
+    """The channel that a conduction layer smooths most, before and after it."""
     _, model = load_model(recipe, checkpoint)
     found = list(heat.record(model, model_input(model, read_picture(str(scene), TILE))).values())
     chosen = found[layer]
-    channel = heat.liveliest([chosen])
+    rough = [
+        (field.diff(dim=1) ** 2).mean(dim=(1, 2)) + (field.diff(dim=2) ** 2).mean(dim=(1, 2))
+        for field in (chosen.before, chosen.after)
+    ]
+    # A channel that is smooth before has nothing to show.
+    channel = int((rough[1] / rough[0].clamp(min=rough[0].mean())).argmin())
     before, after = (field[channel].numpy() for field in (chosen.before, chosen.after))
     low, high = np.percentile(before, (1, 99))
     return [tile(before, low, high), tile(after, low, high)]
@@ -86,7 +91,7 @@ def main() -> None:
         ],
         [
             titled(f'{name} classifier', [drawn['classification'][i] for i in args.digits]),
-            titled('a channel before and after a step of heat conduction', fields),
+            titled('before and after a step of heat conduction', fields),
         ],
     ]
     width = max(sum(p.width for p in row) + GAP * (len(row) - 1) for row in rows)
