@@ -11,6 +11,10 @@ from torch import nn
 
 from .processes import run
 
+# A compiler's pool of processes has threads here, and a data loader that forks next to them may
+# wait for ever.
+os.environ.setdefault('TORCHINDUCTOR_COMPILE_THREADS', '1')
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / 'shared'
 OFFLINE = ('-q', '--no-index', '--no-deps', '--no-build-isolation')

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from .conftest import load_script
+from .forked import run_forked
 from .processes import run
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +56,7 @@ def test_every_block_is_marked(block):
 
 @functools.cache
 def usage(script):
-    done = run([sys.executable, script, '--help'], cwd=ROOT)
+    done = run_forked(ROOT / script, ['--help'], ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

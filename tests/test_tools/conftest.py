@@ -6,6 +6,7 @@ import pytest
 
 from mmhcnet.datasets.digits import write_digits
 
+from ..forked import run_forked
 from ..processes import run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,11 +29,12 @@ def tool():
     """Run a tool in a process of its own, as a user does; returns the finished process."""
 
     def tool(script, *args, fails=False, **env):
-        command = [sys.executable, str(ROOT / 'tools' / script)]
-        if script.endswith('.sh'):
-            command = ['bash', str(ROOT / 'tools' / script)]
+        path = ROOT / 'tools' / script
         env = {**os.environ, 'PYTHON': sys.executable, **env}
-        done = run([*command, *args], ROOT, env)
+        if path.suffix == '.sh':
+            done = run(['bash', path, *args], ROOT, env)
+        else:
+            done = run_forked(path, args, ROOT, env)
         if fails:
             assert done.returncode != 0, done.stdout
         else:
