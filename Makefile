@@ -1,5 +1,7 @@
 # make demo   the main job on the embedded data set
 # make test   the tests
+# make test-quick   those that are quick
+# make smoke  a short run of the backbones and the three tasks
 # make test-faults   kills and hostile files: the long part of the fault-injection suite
 # make lint   form, spelling and types of the code
 # make docs   the documentation, at http://127.0.0.1:8000
@@ -38,6 +40,15 @@ demo: env
 test: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal -m "not faults" \
 		--durations=15
+
+test-quick: env
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal \
+		-m "not faults and not slow"
+
+# The backbones, and a short training, resumption and test of each task.
+smoke: env
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest -v tests/test_models/test_backbones.py \
+		tests/test_tools/test_train_and_test.py::test_train_resume_and_test
 
 test-faults: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests/test_faults -q -s
