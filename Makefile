@@ -14,11 +14,12 @@ STACK ?= onedl
 VENV ?= $(if $(filter onedl,$(STACK)),.venv,.venv-$(STACK))
 
 # torch 2.1, which the openmmlab stack is built on, exists for no later Python.
-NEWEST = $(if $(filter openmmlab,$(STACK)),11,12)
+NEWEST = $(if $(filter openmmlab,$(STACK)),11,13)
 
 # The environment's own Python comes first, so that PYTHON= has to be given once only. Each
 # candidate is run, because a name on the PATH need not stand for a Python that is installed.
-PYTHON ?= $(shell for python in "$(VENV)/bin/python" python3 python3.12 python3.11 python3.10; do \
+PYTHON ?= $(shell for python in "$(VENV)/bin/python" python3 python3.13 python3.12 python3.11 \
+	python3.10; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(NEWEST)))' \
 	>/dev/null 2>&1 && echo "$$python" && break; done)
 

@@ -102,13 +102,14 @@ setup(
         'Programming Language :: Python :: 3.10',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
         'Topic :: Scientific/Engineering :: Image Recognition',
         'Typing :: Typed',
     ],
     packages=find_packages(include=['mmhcnet', 'mmhcnet.*']),
     package_data=dict(mmhcnet=['py.typed']),
-    python_requires='>=3.10,<3.13',
+    python_requires='>=3.10,<3.14',
     # mmengine comes with the stack, from one of two distributions of the same import names:
     # naming one here would install its files over the other's.
     install_requires=['torch>=2.1'],

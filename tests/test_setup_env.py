@@ -123,18 +123,18 @@ def test_old_pythons_read_the_script():
     assert SCRIPT.read_text().isascii()
 
 
-@pytest.mark.parametrize('name', ['python2.7', 'python3.6', 'python3.8', 'python3.9', 'python3.13'])
+@pytest.mark.parametrize('name', ['python2.7', 'python3.6', 'python3.8', 'python3.9', 'python3.14'])
 def test_unfit_python_says_which_is_needed(name, tmp_path):
     if run(['bash', '-c', f'{name} --version']).returncode:
         pytest.skip(f'{name} is not installed')
     result = run([name, SCRIPT, '--venv', tmp_path / 'venv'])
-    assert '3.10, 3.11 or 3.12 is needed' in one_sentence(result)
+    assert '3.10, 3.11, 3.12 or 3.13 is needed' in one_sentence(result)
     assert not (tmp_path / 'venv').exists()
 
 
-@pytest.mark.parametrize('version', [(2, 7, 18), (3, 9, 18), (3, 13, 0)])
+@pytest.mark.parametrize('version', [(2, 7, 18), (3, 9, 18), (3, 14, 0)])
 def test_check_python_refuses(module, version):
-    with pytest.raises(module.SetupError, match=r'3\.10, 3\.11 or 3\.12 is needed'):
+    with pytest.raises(module.SetupError, match=r'3\.10, 3\.11, 3\.12 or 3\.13 is needed'):
         module.check_python(version, 'python', 'onedl')
 
 
@@ -150,6 +150,7 @@ def test_check_python_refuses_what_the_stack_has_no_torch_for(module, version):
         ((3, 10, 0), 'onedl'),
         ((3, 11, 7), 'onedl'),
         ((3, 12, 9), 'onedl'),
+        ((3, 13, 0), 'onedl'),
         ((3, 10, 0), 'openmmlab'),
         ((3, 11, 7), 'openmmlab'),
     ],
@@ -249,6 +250,7 @@ def fake_python(folder, name, script):
 
 def test_make_takes_the_first_python_that_runs_and_fits(tmp_path):
     fake_python(tmp_path, 'python3', 'echo "version not installed" >&2; exit 127')
+    fake_python(tmp_path, 'python3.13', 'exit 1')
     fake_python(tmp_path, 'python3.12', 'exit 1')
     fake_python(tmp_path, 'python3.11', 'echo "$0 $@" | grep -v import; exit 0')
     result = run_make('env', f'VENV={tmp_path / "venv"}', PATH=f'{tmp_path}:/usr/bin:/bin')
@@ -268,7 +270,7 @@ def test_each_stack_has_an_environment_of_its_own(tmp_path, stack, folder):
 def test_make_does_not_take_a_python_that_the_stack_has_no_torch_for(tmp_path):
     asked = 'import sys; sys.version_info = (3, 12, 1)'
     fake_python(tmp_path, 'python3', f'[ "$1" = -c ] && exec {sys.executable} -c "{asked}; $2"')
-    for name in ('python3.12', 'python3.11', 'python3.10'):
+    for name in ('python3.13', 'python3.12', 'python3.11', 'python3.10'):
         fake_python(tmp_path, name, 'exit 1')
     args = ('env', f'VENV={tmp_path / "venv"}')
     path = f'{tmp_path}:/usr/bin:/bin'
@@ -279,11 +281,11 @@ def test_make_does_not_take_a_python_that_the_stack_has_no_torch_for(tmp_path):
 
 
 def test_make_says_when_no_python_fits(tmp_path):
-    for name in ('python3', 'python3.12', 'python3.11', 'python3.10'):
+    for name in ('python3', 'python3.13', 'python3.12', 'python3.11', 'python3.10'):
         fake_python(tmp_path, name, 'exit 1')
     result = run_make('env', f'VENV={tmp_path / "venv"}', PATH=f'{tmp_path}:/usr/bin:/bin')
     assert result.returncode
-    assert 'No Python 3.10 to 3.12 was found' in result.stderr
+    assert 'No Python 3.10 to 3.13 was found' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ class StepError(SetupError):
 def check_python(version, executable, stack):
     # torch 2.1, the newest that mmcv 2.1 compiles against, exists for no Python after 3.11.
     newest, names = (
-        ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else ((3, 12), '3.10, 3.11 or 3.12')
+        ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else ((3, 13), '3.10, 3.11, 3.12 or 3.13')
     )
     if not (3, 10) <= tuple(version[:2]) <= newest:
         raise SetupError(
