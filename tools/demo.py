@@ -4,7 +4,6 @@ In the work directory, for FAMILY hcnet and vheat, and TASK classification, dete
 segmentation:
 
     index.html                 the page: results, pictures, learning curves, heat, times; one file
-    results.csv                the table of results
     FAMILY_TASK.png            predictions next to the truth
     loss_TASK.png              learning curves
     FAMILY/heat/maps.png       temperature maps; rates.png and diffusion.gif beside it
@@ -12,19 +11,15 @@ segmentation:
 """
 
 import argparse
-import csv
 import json
 import os
 import re
-import shlex
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
-
-from torch.backends import cpu
 
 from mmhcnet.visualization.demo import FAMILIES, TASKS, Result, Task, table, write_demo_page
 
@@ -146,15 +141,6 @@ def main() -> None:
     print()
     for row in (header, ['-' * width for width in widths], *rows):
         print('  '.join(cell.ljust(width) for cell, width in zip(row, widths)))
-    # As docs/results/digits.csv has it: tools/analysis_tools/results_page.py makes a page of that.
-    about = dict(
-        environment=f'{os.cpu_count()} CPU cores ({cpu.get_cpu_capability()}), one run',
-        command=shlex.join(['python', *sys.argv]),
-    )
-    with open(args.work_dir / 'results.csv', 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, *about])
-        writer.writerows([*row, *about.values()] for row in rows)
     print(f'\nOn the embedded digits, val split: {time.time() - start:.0f} s in total')
     print(f'page with pictures, to open in a browser: {page.resolve()}')
 
