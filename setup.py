@@ -17,7 +17,12 @@ EXTRAS = dict(
     # peft asks for transformers, and mmpretrain cannot be imported beside version 5.
     deploy=['nncf==3.4.0', 'onnx', 'openvino==2026.4.1', 'peft==0.21.2', 'transformers<5'],
     dev=['pytest', 'pytest-xdist', 'scikit-learn', 'scipy'],
-    docs=['mkdocs', 'mkdocstrings-python'],
+    # The newest mkdocstrings for Python 3.10 fails with a later pymdown-extensions.
+    docs=[
+        'mkdocs',
+        'mkdocstrings-python',
+        'pymdown-extensions<12; python_version < "3.11"',
+    ],
     onnx=['onnx', 'onnxruntime'],
     # grad-cam asks for opencv-python; docs/visualization.md says how to do without.
     vis=['grad-cam', 'matplotlib', 'pillow'],
