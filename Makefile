@@ -5,7 +5,7 @@
 # make test-faults   kills and hostile files: the long part of the fault-injection suite
 # make lint   form, spelling and types of the code
 # make docs   the documentation, at http://127.0.0.1:8000
-# make test-deploy   adapters and int8 with peft, openvino and nncf, which it installs (350 MB)
+# make test-deploy   peft, openvino and nncf, which it installs (350 MB), and AOTInductor
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
@@ -39,7 +39,7 @@ demo: env
 	@"$(VENV)/bin/python" tools/demo.py
 
 test: env
-	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal -m "not faults" \
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal -m "not faults and not aot" \
 		--durations=15
 
 test-quick: env
@@ -76,7 +76,7 @@ $(VENV)/deploy/.installed: requirements/deploy.txt | env
 	@touch "$@"
 
 test-deploy: $(VENV)/deploy/.installed
-	@OMP_NUM_THREADS=1 PYTHONPATH="$(<D)" "$(VENV)/bin/python" -m pytest tests -q -m deploy
+	@OMP_NUM_THREADS=1 PYTHONPATH="$(<D)" "$(VENV)/bin/python" -m pytest tests -q -m "deploy or aot"
 
 env:
 	@python="$(PYTHON)"; test -n "$$python" || { echo "No Python 3.10 to 3.$(NEWEST) was found:" \
