@@ -163,6 +163,8 @@ def group_norm_1_backward_ref(
         [True, True, True],
     )
     working = torch.promote_types(x.dtype, torch.float32)
+    # It has this dtype already, but torch's tracing takes it for that of the weight.
+    dx = dx.to(x.dtype)
     return dx if residual is None else dx.add_(residual), dweight.to(working), dbias.to(working)
 
 

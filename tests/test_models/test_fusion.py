@@ -384,6 +384,19 @@ def test_compiled_blocks_train_under_autocast(cls, arch):
         )
 
 
+@compiles
+@families
+def test_a_traced_model_trains_under_autocast(cls, arch):
+    """Run by torch itself: each operation gets the dtypes that tracing took it to have."""
+    model = small(cls, arch).train()
+    parameters, x = list(model.parameters()), torch.randn(2, 3, 48, 40)
+    torch._dynamo.reset()
+    traced = torch.compile(model, backend='eager')
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        loss = sum(out.float().square().mean() for out in traced(x))
+    assert all(grad.isfinite().all() for grad in torch.autograd.grad(loss, parameters))
+
+
 @families
 def test_functional_transforms(cls, arch):
     """torch.func on the model: per-sample gradients, and directional derivatives forward."""
