@@ -9,8 +9,9 @@ _base_ = [
 # More than four fifths of the pixels are background.
 loss_decode = dict(class_weight=[0.1] + [1.0] * 10)
 
+data_preprocessor = dict(mean=[127.5] * 3, std=[60.0] * 3, size=(128, 128))
 model = dict(
-    data_preprocessor=dict(mean=[127.5] * 3, std=[60.0] * 3, size=(128, 128)),
+    data_preprocessor=data_preprocessor,
     backbone=dict(
         type='mmhcnet.HcNet',
         arch=dict(embed_dims=[32, 64, 96, 128], depths=[1, 1, 2, 1]),

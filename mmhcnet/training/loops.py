@@ -6,18 +6,20 @@ was written, within an epoch too, without loading what was seen before.
 """
 
 import bisect
+import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
+from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, IterBasedTrainLoop, Runner
 from mmengine.runner.utils import calc_dynamic_intervals
 from torch.utils.data import DataLoader
 
@@ -27,22 +29,26 @@ from mmhcnet.registry import LOOPS
 
 from .coco_annotations import build_dataset
 from .image_files import read_through_backend
-from .resumable_data import SeededDataset, seed_process
+from .resumable_data import NumberedBatches, SeededDataset, seed_process
 from .sample_rules import sources
 from .tolerant_data import Collate, take_faults
 
 
-def _seeded_loader(runner: Runner, dataloader: dict, endless: bool) -> dict:
+def _seeded_loader(
+    runner: Runner, dataloader: dict | DataLoader, endless: bool
+) -> dict | DataLoader:
     """The config of a data loader, with its data set and batch sampler wrapped.
 
-    Samples that cannot be read are replaced only where a hook learns of it.
+    Samples that cannot be read are replaced only where a hook learns of it. A data loader that is
+    built already stays as it is.
     """
     if not isinstance(dataloader, dict):
-        raise TypeError(
-            'train_dataloader must be a config, not an object, for a loop that can '
-            'be resumed exactly; for an object set train_cfg.type to '
-            "'EpochBasedTrainLoop' or 'IterBasedTrainLoop'"
+        print_log(
+            'train_dataloader is an object, not a config: a resumed run begins its data anew.',
+            logger='current',
+            level=logging.WARNING,
         )
+        return dataloader
     loader = dict(dataloader)
     dataset = loader['dataset']
     if isinstance(dataset, dict):
@@ -92,13 +98,27 @@ def _seed_of(runner: Runner) -> int:
     return runner.seed - get_rank() if own else runner.seed
 
 
-def _check_batches(dataloader: DataLoader, endless: bool) -> None:
-    """Make sure that there is something to train on.
+def _batches_of(dataloader: DataLoader) -> NumberedBatches | None:
+    """The batch sampler that can begin anywhere, or None in a data loader that is not ours."""
+    batches = getattr(dataloader, 'batch_sampler', None)
+    return batches if isinstance(batches, NumberedBatches) else None
+
+
+def _prepare(dataloader: DataLoader, endless: bool) -> None:
+    """Make sure that there is something to train on, and that hooks find the batch size.
 
     Raises:
         UserError: There are no samples, or fewer than a batch that has to be full.
     """
-    samples, batches = len(dataloader.dataset), dataloader.batch_sampler
+    batches = _batches_of(dataloader)
+    if batches is None:
+        if not len(dataloader):
+            raise UserError('the data loader given as train_dataloader has no batches')
+        return
+    # Read by mmpretrain's PreciseBNHook. Beside a batch sampler torch leaves it None, and a plain
+    # assignment is an error.
+    vars(dataloader)['batch_size'] = batches.batch_size
+    samples = len(dataloader.dataset)
     if not samples:
         raise UserError(
             'the training set has no samples: look at data_root, ann_file, data_prefix '
@@ -111,6 +131,12 @@ def _check_batches(dataloader: DataLoader, endless: bool) -> None:
             f'{batches.batch_size} for each rank, and drop_last leaves none: lower '
             'train_dataloader.batch_size, or set train_dataloader.drop_last=False'
         )
+
+
+def _repeated(dataloader: DataLoader) -> Iterator:
+    """Batches without end: ours go on by themselves, another data loader begins again."""
+    while True:
+        yield from dataloader
 
 
 def _validate_if_due(loop: EpochBasedTrainLoop | BaseLoop, done: int, end: int) -> None:
@@ -140,7 +166,8 @@ class EpochTrainLoop(EpochBasedTrainLoop):
 
     Args:
         runner (Runner): The runner.
-        dataloader (dict): Config of the data loader.
+        dataloader (dict or DataLoader): Config of the data loader. With an object a resumed run is
+            not exact.
         max_epochs (int): Epochs to train.
         val_begin (int): First epoch after which to validate.
         val_interval (int): Epochs from one validation to the next.
@@ -150,7 +177,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
     def __init__(
         self,
         runner: Runner,
-        dataloader: dict,
+        dataloader: dict | DataLoader,
         max_epochs: int,
         val_begin: int = 1,
         val_interval: int = 1,
@@ -164,7 +191,7 @@ class EpochTrainLoop(EpochBasedTrainLoop):
             val_interval,
             dynamic_intervals,
         )
-        _check_batches(self.dataloader, endless=False)
+        _prepare(self.dataloader, endless=False)
 
     def run(self) -> torch.nn.Module:
         """Train from where the run is to its end."""
@@ -177,12 +204,16 @@ class EpochTrainLoop(EpochBasedTrainLoop):
         return self.runner.model
 
     def run_epoch(self) -> None:
+        batches = _batches_of(self.dataloader)
+        if batches is None:
+            super().run_epoch()
+            return
         hub = self.runner.message_hub
         # Not 0 after resuming from within an epoch.
         done = hub.get_info('batches_done', 0)
+        first = self._iter - done
         self.runner.call_hook('before_train_epoch')
         self.runner.model.train()
-        batches = self.dataloader.batch_sampler
         if hasattr(batches.sampler, 'set_epoch'):
             batches.sampler.set_epoch(self._epoch)
         batches.start(_seed_of(self.runner), iteration=self._iter, skip=done)
@@ -191,6 +222,8 @@ class EpochTrainLoop(EpochBasedTrainLoop):
             hub.update_info('batches_done', index + 1)
             self.run_iter(index, data_batch)
         hub.update_info('batches_done', 0)
+        # A hook that reads the data once more, as PreciseBNHook, gets the whole epoch.
+        batches.start(_seed_of(self.runner), iteration=first, skip=0)
         self.runner.call_hook('after_train_epoch')
         self._epoch += 1
 
@@ -202,12 +235,13 @@ class EpochTrainLoop(EpochBasedTrainLoop):
 
 
 @LOOPS.register_module()
-class IterTrainLoop(BaseLoop):
+class IterTrainLoop(IterBasedTrainLoop):
     """mmengine's ``IterBasedTrainLoop``, resumed exactly and without replaying data.
 
     Args:
         runner (Runner): The runner.
-        dataloader (dict): Config of the data loader.
+        dataloader (dict or DataLoader): Config of the data loader. With an object a resumed run is
+            not exact.
         max_iters (int): Iterations to train.
         val_begin (int): First iteration after which to validate.
         val_interval (int): Iterations from one validation to the next.
@@ -217,17 +251,18 @@ class IterTrainLoop(BaseLoop):
     def __init__(
         self,
         runner: Runner,
-        dataloader: dict,
+        dataloader: dict | DataLoader,
         max_iters: int,
         val_begin: int = 1,
         val_interval: int = 1000,
         dynamic_intervals: list[tuple[int, int]] | None = None,
     ):
-        super().__init__(runner, _seeded_loader(runner, dataloader, endless=True))
-        _check_batches(self.dataloader, endless=True)
-        self.max_iters = max_iters
+        # Not IterBasedTrainLoop's: it starts the workers, before it is known where to begin.
+        BaseLoop.__init__(self, runner, _seeded_loader(runner, dataloader, endless=True))
+        _prepare(self.dataloader, endless=True)
+        self._max_iters = max_iters
         # The whole run counts as one epoch, as in mmengine.
-        self.max_epochs = 1
+        self._max_epochs = 1
         # The runner sets both when it resumes.
         self._epoch = self._iter = 0
         self.val_begin = val_begin
@@ -238,23 +273,17 @@ class IterTrainLoop(BaseLoop):
         )
         self.runner.visualizer.dataset_meta = getattr(self.dataloader.dataset, 'metainfo', None)
 
-    @property
-    def epoch(self) -> int:
-        return self._epoch
-
-    @property
-    def iter(self) -> int:
-        return self._iter
-
     def run(self) -> torch.nn.Module:
         """Train from where the run is to its end."""
         runner = self.runner
         runner.call_hook('before_train')
         runner.call_hook('before_train_epoch')
-        self.dataloader.batch_sampler.start(_seed_of(runner), iteration=self._iter, skip=self._iter)
+        numbered = _batches_of(self.dataloader)
+        if numbered is not None:
+            numbered.start(_seed_of(runner), iteration=self._iter, skip=self._iter)
         _validate_if_due(self, self._iter, self.max_iters)
         # Without a resumed run that is at its end, because this starts the workers.
-        batches = iter(self.dataloader) if self._iter < self.max_iters else None
+        batches = _repeated(self.dataloader) if self._iter < self.max_iters else None
         while self._iter < self.max_iters and not self.stop_training:
             runner.model.train()
             self.run_iter(next(batches))
@@ -265,13 +294,7 @@ class IterTrainLoop(BaseLoop):
 
     def run_iter(self, data_batch: Any) -> None:
         """One training step with its hooks."""
-        runner = self.runner
         data_batch, faults = take_faults(data_batch)
-        runner.call_hook('after_loading', faults=faults)
-        seed_process(_seed_of(runner), get_rank(), self._iter)
-        runner.call_hook('before_train_iter', batch_idx=self._iter, data_batch=data_batch)
-        outputs = runner.model.train_step(data_batch, optim_wrapper=runner.optim_wrapper)
-        runner.call_hook(
-            'after_train_iter', batch_idx=self._iter, data_batch=data_batch, outputs=outputs
-        )
-        self._iter += 1
+        self.runner.call_hook('after_loading', faults=faults)
+        seed_process(_seed_of(self.runner), get_rank(), self._iter)
+        super().run_iter(data_batch)

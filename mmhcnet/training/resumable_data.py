@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.dist import get_rank
 from torch.utils.data import BatchSampler, Dataset, Sampler
 
@@ -98,6 +99,10 @@ class NumberedBatches:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         rank = get_rank()
+        if isinstance(self.sampler, InfiniteSampler):
+            # It has one generator for all passes: what else reads the data would take from the
+            # training's, and end it.
+            self.sampler.indices = self.sampler._indices_of_rank()
         for number, batch in enumerate(islice(self._passes(), self.skip, None), self.iteration):
             yield [
                 Draw(index, (self.seed, rank, number, place)) for place, index in enumerate(batch)

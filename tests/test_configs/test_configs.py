@@ -351,3 +351,10 @@ def test_as_the_tools_load_it(name):
     cfg = load_config(str(CONFIGS / name), None, None)
     assert cfg.param_scheduler == Config.fromfile(CONFIGS / name).param_scheduler
     assert cfg.work_dir == f'work_dirs/{Path(name).stem}'
+
+
+@pytest.mark.parametrize('name', [name for name in LEAVES if name.startswith('segmentation')])
+def test_tools_of_mmseg_find_the_normalisation(name):
+    """visualization_cam.py reads it at the top of the config."""
+    cfg = load(name)
+    assert cfg.data_preprocessor == cfg.model.data_preprocessor

@@ -1,9 +1,18 @@
 """A run that is killed and resumed ends bit by bit where an uninterrupted one does."""
 
+import itertools
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from mmengine.hooks import Hook
 
+import mmhcnet
+from mmhcnet.cli.config import load_config
+from mmhcnet.cli.errors import import_task
 from mmhcnet.errors import UserError
 
 from ..toy import ToyDataset, toy_runner
@@ -158,11 +167,73 @@ def test_a_finished_run_loads_nothing(tmp_path):
     assert not (tmp_path / 'second').exists()
 
 
-def test_a_loader_that_is_no_config(tmp_path):
-    runner = toy_runner(tmp_path)
-    runner._train_dataloader = torch.utils.data.DataLoader(ToyDataset())
-    with pytest.raises(TypeError, match='must be a config'):
+@pytest.mark.parametrize('length', LOOPS)
+def test_a_loader_that_is_no_config(length, tmp_path):
+    """Another loader's batches are taken as they come, in every pass."""
+    seen = []
+
+    class Note(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.append(data_batch['inputs'].clone())
+
+    runner = toy_runner(tmp_path, LOOPS[length], SAVE[length], custom_hooks=[Note()])
+    batches = [dict(inputs=torch.full((4, 4), float(i)), labels=torch.ones(4)) for i in range(6)]
+    runner._train_dataloader = torch.utils.data.DataLoader(
+        batches, collate_fn=lambda samples: samples[0]
+    )
+    runner.train()
+    assert [int(inputs[0, 0]) for inputs in seen] == 3 * list(range(6))
+    again = toy_runner(tmp_path, LOOPS[length], SAVE[length], resume=True)
+    again._train_dataloader = runner._train_dataloader
+    again.train()
+    assert again.iter == 18
+
+
+@pytest.mark.parametrize('length', LOOPS)
+def test_a_loader_without_batches(length, tmp_path):
+    runner = toy_runner(tmp_path, LOOPS[length])
+    runner._train_dataloader = torch.utils.data.DataLoader([])
+    with pytest.raises(UserError, match='given as train_dataloader has no batches'):
         runner.train_loop
+
+
+def test_schedule_tool_of_mmpretrain(tmp_path):
+    """vis_scheduler.py gives a list as data loader, and records the rate of every iteration."""
+    import_task('mmpretrain')
+    package = Path(find_spec('mmpretrain').origin).parent
+    tool = runpy.run_path(str(package / '.mim/tools/visualization/vis_scheduler.py'))
+    cfg = load_config(mmhcnet.config('classification/vheat_t_in1k.py'), None, str(tmp_path))
+    cfg.log_level = 'ERROR'
+
+    class Batches(list):
+        dataset = MagicMock(metainfo=None)
+
+    cfg.train_cfg.max_epochs = 30
+    rates = tool['simulate_train'](Batches(range(2)), cfg, True)['lr']
+    assert len(rates) == 60
+    assert rates[0] == pytest.approx(1e-6) and max(rates) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize('length', LOOPS)
+@pytest.mark.parametrize('workers', [0, 1])
+def test_precise_statistics_of_batch_norm(length, workers, tmp_path):
+    """mmpretrain's hook reads the data of an epoch once more, here after a resume within one."""
+    import_task('mmpretrain')
+    hook = dict(type='mmpretrain.PreciseBNHook', num_samples=24)
+    if length == 'iterations':
+        hook['interval'] = 3
+    settings = dict(train_cfg=LOOPS[length], checkpoint=SAVE['within'], workers=workers)
+    killed_at(tmp_path, 15, **settings)
+    runner = toy_runner(tmp_path, resume=True, custom_hooks=[hook], **settings)
+    runner.train()
+    assert runner.train_dataloader.batch_size == 4
+    linear, norm = runner.model.body[:2]
+    batches = list(itertools.islice(runner.train_dataloader, 6))
+    assert len(batches) == 6
+    with torch.no_grad():
+        found = [linear(torch.stack(tuple(batch['inputs']))) for batch in batches]
+    torch.testing.assert_close(norm.running_mean, sum(h.mean(0) for h in found) / 6)
+    torch.testing.assert_close(norm.running_var, sum(h.var(0) for h in found) / 6)
 
 
 @pytest.mark.parametrize('length', ['max_epochs', 'max_iters'])

@@ -1,17 +1,19 @@
 # UperNet with an auxiliary FCN head on the third stage. A config that inherits this sets the
 # backbone and the in_channels of both heads.
 norm_cfg = dict(type='SyncBN', requires_grad=True)
+# By itself too, as in mmseg: its tools look for it here.
+data_preprocessor = dict(
+    type='SegDataPreProcessor',
+    mean=[123.675, 116.28, 103.53],
+    std=[58.395, 57.12, 57.375],
+    bgr_to_rgb=True,
+    size=(512, 512),
+    pad_val=0,
+    seg_pad_val=255,
+)
 model = dict(
     type='EncoderDecoder',
-    data_preprocessor=dict(
-        type='SegDataPreProcessor',
-        mean=[123.675, 116.28, 103.53],
-        std=[58.395, 57.12, 57.375],
-        bgr_to_rgb=True,
-        size=(512, 512),
-        pad_val=0,
-        seg_pad_val=255,
-    ),
+    data_preprocessor=data_preprocessor,
     decode_head=dict(
         type='UPerHead',
         in_index=[0, 1, 2, 3],
