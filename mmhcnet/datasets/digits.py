@@ -6,7 +6,7 @@ of Handwritten Digits"). :func:`write_digits` writes them as three standard layo
     classification/{train,val}/{0..9}/*.png                        class folders, one digit an image
     detection/{train2017,val2017}/*.png                            scenes of several digits
     detection/annotations/instances_{train2017,val2017}.json       COCO instances, category d + 1
-    segmentation/images/{training,validation}/*.png                the same scenes
+    segmentation/images/{training,validation}/*.png                the same scenes, and more
     segmentation/annotations/{training,validation}/*.png           0 background, d + 1 digit d
     digits.json                                                    version, parameters, sha256
 
@@ -361,7 +361,7 @@ def label_map(masks, labels):
     return merged
 
 
-def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 200)):
+def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(3200, 200), detection=800):
     """Make the data set in a folder that does not exist yet; see the module for the layouts.
 
     The folder appears when it is complete and not before. If it already holds this very set,
@@ -372,6 +372,8 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
         seed (int): Seed of every draw.
         images (tuple): Numbers of training and validation images for classification.
         scenes (tuple): Numbers of training and validation scenes.
+        detection (int): The detection layout has at most so many training scenes, the first. A
+            small segmentor learns them by heart before it can tell the digits of new ones.
 
     Returns:
         dict: The contents of ``digits.json``: version, seed, images, scenes and the sha256 over
@@ -383,12 +385,12 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
     out = Path(out)
     record = dict(version=VERSION, seed=seed, images=list(images), scenes=list(scenes))
     if os.path.lexists(out):
-        found = _read_complete(out, record)
+        found = _read_complete(out, record, detection)
         if found is None:
             raise FileExistsError(
                 f'{out} exists and is not the complete digits data set of version {VERSION}, seed '
-                f'{seed}, {images} images and {scenes} scenes: move it away or delete it, or '
-                'choose another folder'
+                f'{seed}, {images} images and {scenes} scenes, {detection} of them for detection: '
+                'move it away or delete it, or choose another folder'
             )
         print(f'{out} already holds this data set; nothing to do')
         return found
@@ -417,7 +419,8 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
                         partial(draw_scene, *source), range(scenes[split]), chunksize=20
                     )
                     _write_classification(root, split, singles, digest, progress)
-                    _write_scenes(root, split, composed, digest, progress)
+                    detected = scenes[split] if split else detection
+                    _write_scenes(root, split, composed, detected, digest, progress)
         finally:
             pool.shutdown(cancel_futures=True)
         record['sha256'] = digest.hexdigest()
@@ -427,7 +430,7 @@ def write_digits(out='data/digits', seed=0, images=(6000, 1000), scenes=(800, 20
     return record
 
 
-def _read_complete(root, expected):
+def _read_complete(root, expected, detection):
     """Read ``digits.json`` of a complete set with the expected parameters, else None."""
     try:
         record = json.loads((root / 'digits.json').read_text())
@@ -435,10 +438,13 @@ def _read_complete(root, expected):
         return None
     if not isinstance(record, dict) or {**record, **expected} != record:
         return None
-    for (cls, det, seg), images, scenes in zip(SPLITS, expected['images'], expected['scenes']):
+    detected = min(detection, expected['scenes'][0]), expected['scenes'][1]
+    for (cls, det, seg), images, scenes, with_boxes in zip(
+        SPLITS, expected['images'], expected['scenes'], detected
+    ):
         for pattern, count in (
             (f'classification/{cls}/*/*.png', images),
-            (f'detection/{det}/*.png', scenes),
+            (f'detection/{det}/*.png', with_boxes),
             (f'detection/annotations/instances_{det}.json', 1),
             (f'segmentation/images/{seg}/*.png', scenes),
             (f'segmentation/annotations/{seg}/*.png', scenes),
@@ -463,7 +469,7 @@ def _write_classification(root, split, singles, digest, progress):
         progress.update()
 
 
-def _write_scenes(root, split, composed, digest, progress):
+def _write_scenes(root, split, composed, detected, digest, progress):
     _, det, seg = SPLITS[split]
     folder = root / 'detection' / det
     annotations = root / 'detection/annotations'
@@ -476,11 +482,12 @@ def _write_scenes(root, split, composed, digest, progress):
     for index, (image, masks, labels) in enumerate(composed):
         height, width = image.shape[:2]
         name = f'{index + 1:012d}.png'
-        _save(folder / name, image, digest)
-        shutil.copyfile(folder / name, seg_images / name)
+        _save(seg_images / name, image, digest)
         _save(seg_maps / name, label_map(masks, labels), digest)
-        entries.append(dict(id=index + 1, file_name=name, height=height, width=width))
-        instances += coco_instances(masks, labels, index + 1, len(instances) + 1)
+        if index < detected:
+            shutil.copyfile(seg_images / name, folder / name)
+            entries.append(dict(id=index + 1, file_name=name, height=height, width=width))
+            instances += coco_instances(masks, labels, index + 1, len(instances) + 1)
         progress.update()
 
     categories = [dict(id=i + 1, name=name) for i, name in enumerate(CLASSES)]

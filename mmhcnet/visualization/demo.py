@@ -140,7 +140,7 @@ TASKS = (
         'label_maps',
         segmented,
         'Left the truth, right the prediction, with a tick where most pixels of a piece are of its '
-        'class. Specks have no label.',
+        'class, and a cross at a digit of which most pixels were missed. Specks have no label.',
     ),
 )
 

@@ -140,7 +140,8 @@ def draw_maps(heats: dict[str, Heat], names: list[str], out: Path) -> None:
         heat, channel = heats[name], liveliest([heats[name]])
         before, after = heat.before[channel], heat.after[channel]
         change = after - before
-        same = dict(cmap='inferno', vmin=before.min(), vmax=before.max())
+        low, high = torch.stack([before, after]).aminmax()
+        same = dict(cmap='inferno', vmin=low, vmax=high)
         limit = change.abs().max().clamp(min=1e-12).item()
         row.suptitle(f'{name}\nchannel {channel}, k = {heat.k[channel]:.3g} pixels²')
         axes = row.subplots(1, 3, sharey=True)
@@ -191,7 +192,7 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
         )
         bottom.plot(numbers, [h.fourier.median() for h in layers], marker='o', label='median')
         bottom.axhline(1, color='tab:red', ls='--', label='limit of stability')
-        bottom.set(xlabel='conduction layer', ylabel='k·Σw (dimensionless)', ylim=(0, None))
+        bottom.set(xlabel='conduction layer', ylabel='k·Σw (dimensionless)')
         bottom.legend()
         bottom.grid(alpha=0.3)
         bottom.xaxis.get_major_locator().set_params(integer=True)

@@ -11,6 +11,8 @@ from .labels import FONT, Label, draw_label, draw_labels, label_size
 TILE, GAP = 256, 6
 # Of a tile's pixels: a smaller piece gets no label.
 SPECK = 0.008
+# The colour of what was not found.
+MISSED = (200, 200, 200)
 # Of a box with the truth, as in the AP50 of COCO.
 OVERLAP = 0.5
 
@@ -114,7 +116,7 @@ def detected(
                 (f, Label(f'{names[f.label]} {f.score:.2f}', colour[f.label], m is not None))
                 for f, m in zip(found, matches)
             ]
-            + [(t, Label(f'missed {names[t.label]}', (200, 200, 200), False)) for t in missed],
+            + [(t, Label(f'missed {names[t.label]}', MISSED, False)) for t in missed],
             painted=found,
         ),
     )
@@ -157,7 +159,8 @@ def pieces(labels: np.ndarray) -> list[tuple[int, np.ndarray]]:
 def segmented(
     image: Image.Image, truth: np.ndarray, found: np.ndarray, names: list[str]
 ) -> Image.Image:
-    """Label maps over a picture side by side; a tick where most pixels of a piece are right.
+    """Label maps over a picture side by side: a tick where most pixels of a piece are right, a
+    cross where they are not, and at a piece of the truth of which most pixels were missed.
 
     Args:
         image (PIL.Image.Image): The picture.
@@ -165,23 +168,40 @@ def segmented(
         found (ndarray): The prediction, likewise.
         names (list[str]): Of the classes, the background's first.
     """
-    return pair(_draw_map(image, truth, names, None), _draw_map(image, found, names, truth))
+    colour = [MISSED, *colours(len(names) - 1)]
+    objects, predicted = pieces(truth), pieces(found)
+    missed = [(label, mask) for label, mask in objects if not _mostly(found, mask, label)]
+    return pair(
+        _draw_map(
+            image,
+            truth,
+            [(mask, Label(names[label], colour[label])) for label, mask in objects],
+            colour,
+        ),
+        _draw_map(
+            image,
+            found,
+            [
+                (mask, Label(names[label], colour[label], _mostly(truth, mask, label)))
+                for label, mask in predicted
+            ]
+            + [(mask, Label(f'missed {names[label]}', MISSED, False)) for label, mask in missed],
+            colour,
+        ),
+    )
 
 
-def _draw_map(image, labels: np.ndarray, names: list[str], truth) -> Image.Image:
-    tile, colour = _tile(image), [None, *colours(len(names) - 1)]
+def _mostly(labels: np.ndarray, mask: np.ndarray, label: int) -> bool:
+    return bool((labels[mask] == label).mean() > 0.5)
+
+
+def _draw_map(image, labels: np.ndarray, marks: list[tuple[np.ndarray, Label]], colour):
+    tile = _tile(image)
     for label in np.unique(labels[labels > 0]):
         _paint(tile, _large(labels == label), colour[label], 0.75)
-    found = pieces(labels)
-    marks = [
-        Label(
-            names[label],
-            colour[label],
-            None if truth is None else bool((truth[mask] == label).mean() > 0.5),
-        )
-        for label, mask in found
-    ]
-    draw_labels(tile, marks, [_large(mask) for _, mask in found], _large(labels > 0))
+    masks = [_large(mask) for mask, _ in marks]
+    taken = np.any([_large(labels > 0), *masks], axis=0)
+    draw_labels(tile, [label for _, label in marks], masks, taken)
     return tile
 
 

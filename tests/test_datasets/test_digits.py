@@ -256,6 +256,25 @@ def test_detection_agrees_with_segmentation(small, split):
         )
 
 
+def test_more_scenes_for_segmentation_than_for_detection(small, tmp_path):
+    out = tmp_path / 'digits'
+    digits.write_digits(out, detection=1, **SMALL)
+    segmentation = {path: text for path, text in snapshot(small).items() if 'segm' in str(path)}
+    found = snapshot(out)
+    assert {path: found[path] for path in segmentation} == segmentation
+    coco = json.loads((out / 'detection/annotations/instances_train2017.json').read_text())
+    (entry,) = coco['images']
+    assert [path.name for path in (out / 'detection/train2017').iterdir()] == [entry['file_name']]
+    assert {instance['image_id'] for instance in coco['annotations']} == {entry['id']}
+    # Validation is the same for both.
+    assert len(list((out / 'detection/val2017').iterdir())) == SMALL['scenes'][1]
+    assert digits.write_digits(out, detection=1, **SMALL) == json.loads(
+        (out / 'digits.json').read_text()
+    )
+    with pytest.raises(FileExistsError, match='2 of them for detection'):
+        digits.write_digits(out, detection=2, **SMALL)
+
+
 class InThisProcess:
     """Stands in for the pool of processes, from which nothing recorded would come back."""
 

@@ -108,6 +108,18 @@ def test_segmented(wrong_rows, ticks):
     assert marks(right) == (ticks, not ticks)
 
 
+def test_a_missed_piece_is_marked():
+    truth = np.zeros((128, 128), np.uint8)
+    truth[40:80, 40:80] = 3
+    image, names = Image.new('RGB', (128, 128)), ['background', *NAMES]
+    for rows, missed in ((10, True), (30, False)):
+        found = np.zeros_like(truth)
+        found[40 : 40 + rows, 40:80] = 3
+        _, right = halves(predictions.segmented(image, truth, found, names))
+        # What is found of it is right all the same.
+        assert marks(right) == (True, missed)
+
+
 def test_nothing_found_and_nothing_there():
     empty = np.zeros((128, 128), np.uint8)
     image = Image.new('RGB', (128, 128), (1, 2, 3))
