@@ -4,6 +4,7 @@ In the work directory, for FAMILY hcnet and vheat, and TASK classification, dete
 segmentation:
 
     index.html                 the page: results, pictures, learning curves, heat, times; one file
+    digits.csv                 the table, as docs/results/ has it
     FAMILY_TASK.png            predictions next to the truth
     loss_TASK.png              learning curves
     FAMILY/heat/maps.png       temperature maps; rates.png and diffusion.gif beside it

@@ -1,12 +1,15 @@
 """What ``make demo`` shows of its runs on the digits: six pictures, and a page with all results."""
 
+import csv
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 
 from mmhcnet.datasets.digits import CLASSES
@@ -155,10 +158,24 @@ def table(results: dict[str, dict[str, Result]]) -> tuple[list[str], list[list[s
     for task in TASKS:
         for metric in task.metrics.values():
             values = (runs[task.name].metrics[metric] for runs in results.values())
-            rows.append([task.name, metric, *(f'{value:.3g}' for value in values)])
+            digits = 1 if '%' in metric else 3
+            rows.append([task.name, metric, *(f'{value:.{digits}f}' for value in values)])
         seconds = (runs[task.name].training for runs in results.values())
         rows.append([task.name, 'training', *(f'{value:.0f} s' for value in seconds)])
     return ['task', 'metric', *(FAMILIES[family] for family in results)], rows
+
+
+def write_results(out: Path, results: dict[str, dict[str, Result]], seconds: float) -> None:
+    """Writes the table as a CSV file for ``tools/analysis_tools/results_page.py``."""
+    header, rows = table(results)
+    environment = (
+        f'{os.cpu_count()} CPU cores ({torch.backends.cpu.get_cpu_capability()}), one run, '
+        f'{seconds:.0f} s in total'
+    )
+    with open(out, 'w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file, lineterminator='\n')
+        writer.writerow([*header, 'environment', 'command'])
+        writer.writerows([*row, environment, 'make demo'] for row in rows)
 
 
 def write_demo_page(
@@ -168,10 +185,11 @@ def write_demo_page(
     results: dict[str, dict[str, Result]],
     seconds: float,
 ) -> Path:
-    """Writes ``index.html``, one file with everything inside, and the pictures; returns its path.
+    """Writes ``index.html``, one file with everything inside; returns its path.
 
-    The pictures beside it are for other uses: ``FAMILY_TASK.png``, the predictions of a run;
-    ``loss_TASK.png``; and in ``FAMILY/heat`` temperature maps, conduction rates and an animation.
+    The files beside it are for other uses: ``digits.csv``, the table; ``FAMILY_TASK.png``, the
+    predictions of a run; ``loss_TASK.png``; and in ``FAMILY/heat`` temperature maps, conduction
+    rates and an animation.
 
     Args:
         work_dir (Path): Of the demo: ``FAMILY/TASK`` are the work directories of its runs.
@@ -180,6 +198,7 @@ def write_demo_page(
         results (dict): Family -> task -> its result.
         seconds (float): That the whole demo has taken.
     """
+    write_results(work_dir / 'digits.csv', results, seconds)
     return page.write_page(
         work_dir / 'index.html',
         'HcNet and vHeat on handwritten digits',

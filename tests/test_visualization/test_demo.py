@@ -1,5 +1,6 @@
 """The page of `make demo`, of a work directory with made-up predictions."""
 
+import csv
 import json
 import pickle
 import sys
@@ -13,7 +14,7 @@ from PIL import Image
 import mmhcnet
 from mmhcnet.datasets.digits import write_digits
 from mmhcnet.inference.model import load_model
-from mmhcnet.visualization.demo import TASKS, Result, table, write_demo_page
+from mmhcnet.visualization.demo import TASKS, Result, table, write_demo_page, write_results
 
 from ..conftest import ROOT, load_script
 from ..pages import read_page
@@ -103,15 +104,27 @@ def results(families):
 def test_table():
     header, rows = table(results(['hcnet', 'vheat']))
     assert header == ['task', 'metric', 'HcNet', 'vHeat']
-    assert ['segmentation', 'mIoU (%)', '0.123', '0.123'] in rows
+    assert ['segmentation', 'mIoU (%)', '0.1', '0.1'] in rows
+    assert ['detection', 'box mAP', '0.123', '0.123'] in rows
     assert ['detection', 'training', '61 s', '61 s'] in rows
     # Six metrics and three times.
     assert len(rows) == sum(len(task.metrics) + 1 for task in TASKS) == 8
 
 
+def test_csv(tmp_path):
+    found = results(['hcnet', 'vheat'])
+    write_results(tmp_path / 'digits.csv', found, 300.4)
+    header, rows = table(found)
+    with open(tmp_path / 'digits.csv', newline='') as file:
+        lines = list(csv.DictReader(file))
+    assert [[line[name] for name in header] for line in lines] == rows
+    assert {line['command'] for line in lines} == {'make demo'}
+    assert all('one run, 300 s in total' in line['environment'] for line in lines)
+
+
 def test_page(work_dir, data):
     out = write_demo_page(work_dir, data, CONFIGS, results(['hcnet']), 300.4)
-    assert out == work_dir / 'index.html'
+    assert out == work_dir / 'index.html' and (work_dir / 'digits.csv').is_file()
     page = read_page(out)
     assert {
         'training loss of classification',
