@@ -38,6 +38,11 @@ def run(task, digits, tmp_path):
             },
             str(tmp_path / name),
         )
+        if task == 'detection':
+            # Images of many sizes.
+            scales = [(96, 96), (128, 128), (160, 160), (192, 192)]
+            resize = dict(type='RandomChoiceResize', scales=scales, keep_ratio=True)
+            cfg.train_dataloader.dataset.pipeline.insert(-1, resize)
         cfg.train_cfg = dict(type='mmhcnet.IterTrainLoop', max_iters=iterations)
         # AdamW would make as much of a gradient that is 0 up to rounding as of any other.
         cfg.optim_wrapper = dict(optimizer=dict(type='SGD', lr=1e-4))
@@ -51,8 +56,15 @@ def run(task, digits, tmp_path):
         import_task(cfg.default_scope)
         runner = RUNNERS.get('Runner').from_cfg(cfg)
         before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
+        sizes = set()
+        runner.model.backbone.register_forward_pre_hook(
+            lambda module, inputs: sizes.add(tuple(inputs[0].shape))
+        )
         with compiled(runner, 'blocks' if compiling else None):
             runner.train()
+        if iterations == 4 and not resume:
+            # Two iterations may have drawn the same one.
+            assert (len(sizes) > 1) == (task == 'detection')
         change = torch.cat(
             [(p.detach() - before[name]).flatten() for name, p in runner.model.named_parameters()]
         )
