@@ -32,6 +32,7 @@ def step(model, shape, training=True):
             sum(x.mean() for x in maps).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('drop_path_rate', [0.0, 0.2])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_blocks_of_a_stage_share_a_graph(traced, family, drop_path_rate):
@@ -47,6 +48,7 @@ def test_blocks_of_a_stage_share_a_graph(traced, family, drop_path_rate):
     assert compilations.so_far().seconds > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('family', FAMILIES)
 def test_one_graph_for_all_sizes(traced, family):
     model = small(family)

@@ -9,6 +9,7 @@ from mmhcnet.ops import backend
 from ..processes import run
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not backend._INSTALLED, reason='needs torch 2.7 and triton')
 @pytest.mark.parametrize(
     'name',
