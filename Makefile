@@ -33,18 +33,18 @@ unexport PYTHONPATH PYTHONHOME
 # The checks of `make lint` have an environment of their own, which takes seconds to make.
 LINT = .venv-lint
 
-.PHONY: demo test test-faults test-deploy lint docs env
+.PHONY: demo test test-quick smoke test-faults test-deploy lint docs env
 
 demo: env
 	@"$(VENV)/bin/python" tools/demo.py
 
 test: env
-	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal -m "not faults and not aot" \
-		--durations=15
+	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal --durations=15 \
+		-m "not faults and not aot"
 
 test-quick: env
 	@OMP_NUM_THREADS=1 "$(VENV)/bin/python" -m pytest tests -q -n 2 --dist worksteal \
-		-m "not faults and not slow"
+		-m "not faults and not aot and not slow"
 
 # The backbones, and a short training, resumption and test of each task.
 smoke: env
