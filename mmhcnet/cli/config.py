@@ -144,7 +144,7 @@ def _check_option(cfg: Config, key: str, value: Any) -> None:
         else:
             old = old.get(name) if isinstance(old, dict) or old is cfg else None
     if isinstance(old, dict) and old and _is_no_dict(value):
-        _refuse(key, value, 'type' if 'type' in old else next(iter(old)))
+        _refuse(key, value, DICTS.get(key) or ('type' if 'type' in old else next(iter(old))))
 
 
 def _check_parts(settings: Any, key: str) -> None:
