@@ -143,7 +143,10 @@ def _check_option(cfg: Config, key: str, value: Any) -> None:
             old = old[int(name)]
         else:
             old = old.get(name) if isinstance(old, dict) or old is cfg else None
-    if isinstance(old, dict) and old and _is_no_dict(value):
+    # Other arguments, as arch and collate_fn, take a dict or a name.
+    part = next((name for name in reversed(key.split('.')) if not name.isdigit()), '')
+    known = key in DICTS or _PART.fullmatch(part)
+    if known and isinstance(old, dict) and old and _is_no_dict(value):
         _refuse(key, value, DICTS.get(key) or ('type' if 'type' in old else next(iter(old))))
 
 

@@ -112,7 +112,6 @@ MODEL = dict(
         ('model.roi_head', 'type'),
         ('model.roi_head.bbox_head', 'type'),
         ('model.roi_head.bbox_head.loss_cls', 'type'),
-        ('model.train_cfg.rcnn', 'assigner'),
         ('model.train_cfg.rcnn.assigner', 'type'),
         ('train_dataloader.sampler', 'type'),
         ('optim_wrapper.paramwise_cfg', 'norm_decay_mult'),
@@ -143,6 +142,14 @@ def test_something_else_in_place_of_a_dict_within(key, shown, tmp_path):
         cfg.dump(str(path))
         with pytest.raises(UserError, match=f"^{key} is a dict, and is set to 'abc'"):
             load_config(str(path), None, None)
+
+
+@pytest.mark.parametrize('key', ['model.backbone.arch', 'train_dataloader.collate_fn'])
+def test_a_name_in_place_of_a_dict_where_either_is_taken(key, tmp_path):
+    cfg = Config(NESTED)
+    cfg.merge_from_dict({key: dict(type='x')})
+    cfg.dump(str(tmp_path / 'config.py'))
+    load_config(str(tmp_path / 'config.py'), {key: 'tiny'}, None)
 
 
 @pytest.mark.parametrize('key', NEEDED)
