@@ -16,7 +16,7 @@ def test_unknown_argument_names_the_nearest_and_all():
         HcNet(drop_path=0.1)
     text = explain(caught.value)
     assert text.startswith("HcNet has no argument 'drop_path'; did you mean 'drop_path_rate'?")
-    assert text.endswith('with_cp, recompute, init_cfg')
+    assert text.endswith('with_cp, recompute, mask_token, init_cfg')
 
 
 def test_unknown_argument_without_a_near_one():

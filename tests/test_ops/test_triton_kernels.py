@@ -351,8 +351,12 @@ def test_mixed_dtypes_promote_as_in_plain_torch():
 
 def registered():
     """Every operator with arguments for it: with all options, and with none."""
-    from mmhcnet.ops.triton import (
-        group_norm,  # noqa: F401
+    from mmhcnet.ops.triton import (  # noqa: F401 (registers the operators)
+        conduction_rate,
+        gelu_dwconv,
+        group_norm,
+        heat_step,
+        norm_gate,
     )
 
     x, w, k = heat_inputs((1, 2, 2, 2), 'anisotropic')

@@ -57,7 +57,7 @@ def run(task, digits, tmp_path):
         runner = RUNNERS.get('Runner').from_cfg(cfg)
         before = {name: p.detach().clone() for name, p in runner.model.named_parameters()}
         sizes = set()
-        runner.model.backbone.register_forward_pre_hook(
+        getattr(runner.model, 'module', runner.model).backbone.register_forward_pre_hook(
             lambda module, inputs: sizes.add(tuple(inputs[0].shape))
         )
         with compiled(runner, 'blocks' if compiling else None):
