@@ -31,7 +31,7 @@ def is_transforming() -> bool:
 
 
 # Of the batched tensors that torch.autograd makes; those of torch.func have another.
-_BATCHED = torch._C._parse_dispatch_key('Batched')
+_BATCHED = torch._C._dispatch_key_parse('Batched')
 
 
 def is_batched_gradient(dout: Tensor) -> bool:
