@@ -11,7 +11,7 @@ from mmhcnet.cli.errors import import_task
 
 
 class Runner:
-    work_dir, timestamp = '', ''
+    work_dir, timestamp, iter = '', '', 0
 
 
 @pytest.mark.parametrize('interval, drawn', [(1, [0, 1, 2, 3, 4, 5, 6]), (3, [0, 3, 6]), (9, [0])])

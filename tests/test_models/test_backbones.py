@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmhcnet import HcNet, VHeat
 from mmhcnet.models.backbones import hcnet, vheat
 from mmhcnet.models.layers import DropPath
+from mmhcnet.tracing import COMPILES_FUNCTIONS
 
 DIMS = dict(embed_dims=[8, 12, 16, 20], depths=[1, 2, 1, 1])
 PRE = dict(DIMS, post_norm=False, layer_scale=None)
@@ -403,6 +404,9 @@ def test_activation_checkpointing_of_a_part(cls, name):
         torch.testing.assert_close(parameter.grad, expected[name])
 
 
+@pytest.mark.skipif(
+    not COMPILES_FUNCTIONS, reason="the counter of torch 2.1 misses operations of fused blocks"
+)
 @pytest.mark.parametrize('cls, arch', [(HcNet, 'tiny'), (VHeat, 'tiny'), (VHeat, 'small')])
 def test_counters_of_operations_agree(cls, arch):
     """Those that go by operations and, where they are installed, those that go by modules."""
