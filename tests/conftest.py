@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import nn
 
+from mmhcnet.tracing import COMPILES_FUNCTIONS
+
 from .processes import run
 
 # A compiler's pool of processes has threads here, and a data loader that forks next to them may
@@ -36,6 +38,8 @@ def fixed_seed():
 @pytest.fixture
 def traced(monkeypatch):
     """Blocks are traced and then run by torch, which takes less time than a compiler."""
+    if not COMPILES_FUNCTIONS:
+        pytest.skip('needs torch 2.7')
     with_inductor = nn.Module.compile
 
     def compile(module, dynamic, options):

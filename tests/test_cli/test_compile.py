@@ -9,9 +9,11 @@ import mmhcnet
 from mmhcnet import HcNet, VHeat
 from mmhcnet.cli.compile import check_compile, compile_blocks, compiled, compiling
 from mmhcnet.errors import UserError
+from mmhcnet.tracing import COMPILES_FUNCTIONS
 
 from ..toy import toy_runner
 
+new_torch = pytest.mark.skipif(not COMPILES_FUNCTIONS, reason='needs torch 2.7')
 FAMILIES = [HcNet, VHeat]
 SMALL = {
     HcNet: dict(embed_dims=[8, 16], depths=[2, 2]),
@@ -101,6 +103,7 @@ def test_autocast(traced, family):
         torch.testing.assert_close(model(image), plain(image))
 
 
+@new_torch
 def test_what_compiling_sets_ends_with_it():
     from torch._dynamo import callback, config
     from torch.fx.experimental import _config as shapes
@@ -123,6 +126,7 @@ def test_a_model_without_blocks(tmp_path):
         runner.train()
 
 
+@new_torch
 def test_cuda_graphs_take_images_of_one_size(monkeypatch):
     steps = []
     monkeypatch.setattr(torch.compiler, 'cudagraph_mark_step_begin', lambda: steps.append(1))
@@ -148,6 +152,7 @@ def config_of(name, **settings):
     return cfg
 
 
+@new_torch
 @pytest.mark.parametrize(
     'config, split, device, message',
     [
@@ -171,6 +176,7 @@ def test_where_there_can_be_no_cuda_graphs(config, split, device, message):
         check_compile('graphs', config_of(config), split, device)
 
 
+@new_torch
 def test_cuda_graphs_cannot_accumulate_gradients():
     cfg = config_of('classification/hcnet_t_in1k', **{'optim_wrapper.accumulative_counts': 2})
     with pytest.raises(UserError, match='set optim_wrapper.accumulative_counts=1'):
@@ -187,12 +193,14 @@ def test_old_torch(monkeypatch):
         check_compile('blocks', cfg, 'train', 'cpu')
 
 
+@new_torch
 def test_two_ways_to_compile():
     cfg = config_of('classification/hcnet_digits', compile=True)
     with pytest.raises(UserError, match='leave out that or --compile'):
         check_compile('blocks', cfg, 'train', 'cpu')
 
 
+@new_torch
 def test_without_a_compiler(monkeypatch):
     from torch._inductor import config
 

@@ -405,7 +405,7 @@ def test_activation_checkpointing_of_a_part(cls, name):
 
 
 @pytest.mark.skipif(
-    not COMPILES_FUNCTIONS, reason="the counter of torch 2.1 misses operations of fused blocks"
+    not COMPILES_FUNCTIONS, reason='the counter of torch 2.1 misses operations of fused blocks'
 )
 @pytest.mark.parametrize('cls, arch', [(HcNet, 'tiny'), (VHeat, 'tiny'), (VHeat, 'small')])
 def test_counters_of_operations_agree(cls, arch):
