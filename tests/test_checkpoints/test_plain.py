@@ -7,6 +7,7 @@ from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.logging import HistoryBuffer
 
+from mmhcnet.checkpoints.formats import TORCH_IS_SOUND
 from mmhcnet.checkpoints.plain import plain, with_logs
 from mmhcnet.checkpoints.reader import load_local
 
@@ -86,6 +87,9 @@ def test_any_program_reads_a_runs_checkpoints(tmp_path):
             dict(type='MultiStepLR', milestones=[1, 2]),
         ],
     )
+    if not TORCH_IS_SOUND:
+        # Milestones are a Counter, which weights_only of torch 2.1 refuses.
+        settings['param_scheduler'].pop()
     toy_runner(tmp_path, train_cfg=dict(max_epochs=2), **settings).train()
     loaded = torch.load(tmp_path / 'epoch_2.pth', weights_only=True)
     assert set(loaded) >= {
