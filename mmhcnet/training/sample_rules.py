@@ -241,7 +241,7 @@ def absurd_coordinates(annotation: dict, image: dict) -> str | None:
         for side in (image.get('width'), image.get('height'))
         if isinstance(side, (int, float)) and math.isfinite(side)
     ]
-    limit = FARTHEST * max(1, *sides, 1)
+    limit = FARTHEST * max([1, *sides])
     polygons = annotation.get('segmentation')
     if isinstance(polygons, dict):
         return _absurd_mask(polygons.get('size'), sides)

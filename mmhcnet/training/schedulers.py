@@ -8,23 +8,7 @@ as the data loader says how many an epoch has; otherwise they are mmengine's.
 import itertools
 from typing import Any
 
-from mmengine.optim.scheduler import (
-    ConstantLR,
-    ConstantMomentum,
-    CosineAnnealingLR,
-    CosineAnnealingMomentum,
-    CosineRestartLR,
-    CosineRestartMomentum,
-    ExponentialLR,
-    ExponentialMomentum,
-    LinearLR,
-    LinearMomentum,
-    MultiStepLR,
-    MultiStepMomentum,
-    OneCycleLR,
-    PolyLR,
-    PolyMomentum,
-)
+from mmengine.optim import scheduler
 
 from mmhcnet.registry import PARAM_SCHEDULERS
 
@@ -68,7 +52,7 @@ class InIterations:
             ]
         if settings.get('total_steps') is not None:
             settings['total_steps'] = max(1, round(settings['total_steps'] * epoch_length))
-        if issubclass(cls, (ExponentialLR, ExponentialMomentum)):
+        if issubclass(cls, (scheduler.ExponentialLR, scheduler.ExponentialMomentum)):
             settings['gamma'] **= 1 / epoch_length
         if last - first < 2:
             # A warm-up needs an iteration to begin with and another one to end with. In a single
@@ -80,21 +64,21 @@ class InIterations:
 
 
 for _base in (
-    ConstantLR,
-    ConstantMomentum,
-    CosineAnnealingLR,
-    CosineAnnealingMomentum,
-    CosineRestartLR,
-    CosineRestartMomentum,
-    ExponentialLR,
-    ExponentialMomentum,
-    LinearLR,
-    LinearMomentum,
-    MultiStepLR,
-    MultiStepMomentum,
-    OneCycleLR,
-    PolyLR,
-    PolyMomentum,
+    scheduler.ConstantLR,
+    scheduler.ConstantMomentum,
+    scheduler.CosineAnnealingLR,
+    scheduler.CosineAnnealingMomentum,
+    scheduler.CosineRestartLR,
+    scheduler.CosineRestartMomentum,
+    scheduler.ExponentialLR,
+    scheduler.ExponentialMomentum,
+    scheduler.LinearLR,
+    scheduler.LinearMomentum,
+    scheduler.MultiStepLR,
+    scheduler.MultiStepMomentum,
+    scheduler.OneCycleLR,
+    scheduler.PolyLR,
+    scheduler.PolyMomentum,
 ):
     PARAM_SCHEDULERS.register_module(
         module=type(_base.__name__, (InIterations, _base), dict(__doc__=_base.__doc__))
