@@ -109,7 +109,6 @@ def lock_folder(folder: str | Path) -> TextIO | None:
     return file
 
 
-@register_backend('mmhcnet.checkpoint')
 class CheckpointBackend(LocalBackend):
     """mmengine's file backend for checkpoints on a local disk: atomic, with a record next to each.
 
@@ -133,6 +132,9 @@ class CheckpointBackend(LocalBackend):
     def remove(self, filepath: str | Path) -> None:
         super().remove(filepath)
         record_of(filepath).unlink(missing_ok=True)
+
+
+register_backend('mmhcnet.checkpoint', CheckpointBackend)
 
 
 def fault_of(path: str | Path) -> str | None:

@@ -10,11 +10,11 @@ from typing import Any, TextIO
 
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import CheckpointHook as _CheckpointHook
-from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor
 
 from mmhcnet.errors import UserError
+from mmhcnet.optim_wrappers import wrappers_of
 from mmhcnet.registry import HOOKS
 
 from .files import (
@@ -222,7 +222,7 @@ class CheckpointHook(_CheckpointHook):
             if type(step) is int and self._is_own(self._path(step))
         ]
         for key, path in listed.items():
-            own = self.file_backend.join_path(self.out_dir, os.path.basename(str(path)))
+            own = self._in_out_dir(os.path.basename(str(path)))
             if path and self._is_own(own):
                 hub.update_info(key, own)
                 metric = key[len('best_ckpt_') :] or None
@@ -237,8 +237,7 @@ class CheckpointHook(_CheckpointHook):
     @staticmethod
     def _check_optimizer(runner: Runner) -> None:
         """torch takes over settings of another class of optimizer, and fails in the first step."""
-        wrapper = runner.optim_wrapper
-        for each in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+        for each in wrappers_of(runner):
             lacks = [
                 key
                 for group in each.optimizer.param_groups
@@ -274,13 +273,18 @@ class CheckpointHook(_CheckpointHook):
             '(best_.+_)' + r'(\d+)'.join(map(re.escape, self.filename_tmpl.split('{}')))
         )
         best = names.fullmatch(os.path.basename(path))
-        for name in os.listdir(self.out_dir) if best else ():
+        if best is None:
+            return
+        for name in os.listdir(self.out_dir):
             other = names.fullmatch(name)
             if other and other[1] == best[1] and int(other[2]) < int(best[2]):
-                self._remove(self.file_backend.join_path(self.out_dir, name))
+                self._remove(self._in_out_dir(name))
+
+    def _in_out_dir(self, name: str) -> str:
+        return str(self.file_backend.join_path(self.out_dir, name))
 
     def _path(self, step: int) -> str:
-        return self.file_backend.join_path(self.out_dir, self.filename_tmpl.format(step))
+        return self._in_out_dir(self.filename_tmpl.format(step))
 
     def _is_own(self, path: str) -> bool:
         """Whether this run wrote the file, as far as anybody can tell."""
@@ -393,7 +397,7 @@ class CheckpointHook(_CheckpointHook):
         if not self.by_epoch:
             self._save_checkpoint_with_step(runner, step, meta)
             return None if self._write_errors else self.last_ckpt
-        path = self.file_backend.join_path(self.out_dir, NAMES[1].format(step))
+        path = self._in_out_dir(NAMES[1].format(step))
         runner.message_hub.update_info('interim_ckpt', path)
         written = self._written(
             runner,

@@ -38,7 +38,7 @@ class StandIn:
     __slots__ = ('state',)
 
     def __init__(self, *args: Any):
-        self.state = None
+        self.state: Any = None
 
     def __setstate__(self, state: Any) -> None:
         self.state = state

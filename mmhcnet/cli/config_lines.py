@@ -87,7 +87,7 @@ def _settings(path: Path) -> Iterator[tuple[int, str | None, ast.AST]]:
             yield node.value.lineno, node.arg, node.value
         elif isinstance(node, ast.Dict):
             for key, value in zip(node.keys, node.values):
-                if isinstance(key, ast.Constant):
+                if isinstance(key, ast.Constant) and isinstance(key.value, str):
                     yield value.lineno, key.value, value
 
 

@@ -23,7 +23,7 @@ def end_workers(runner: Runner) -> None:
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         loader = getattr(loop, 'dataloader', None)
         iterator = getattr(loader, '_iterator', None)
-        if iterator is not None:
+        if loader is not None and iterator is not None:
             # Dropping it would not do: the frames of an error hold it, too.
             iterator._shutdown_workers()
             loader._iterator = None

@@ -61,8 +61,7 @@ def explain(error: BaseException) -> str:
         text = text.strip().splitlines()[-1].split(': ', 1)[-1]
     text = ' '.join(text.split()) or type(error).__name__
     match = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", text)
-    cls = {'DataLoader': DataLoader, **_registered()}.get(match[1]) if match else None
-    if cls is not None:
+    if match and (cls := {'DataLoader': DataLoader, **_registered()}.get(match[1])):
         known = list(inspect.signature(cls).parameters)
         return (
             f"{match[1]} has no argument '{match[2]}'{nearest(match[2], known)} It takes: "

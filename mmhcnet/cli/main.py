@@ -9,6 +9,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
 from mmhcnet.checkpoints.reader import load_safely
+from mmhcnet.errors import UserError
 from mmhcnet.training.tolerant_logs import tolerate_errors
 
 from .distributed import check_launcher, prepare_distributed
@@ -36,15 +37,6 @@ def run(
     """
     args, cfg, runner, first_step = None, None, None, FirstStep()
 
-    def build_runner() -> Runner:
-        nonlocal runner
-        # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
-        runner = RUNNERS.get(cfg.get('runner_type', 'Runner')).from_cfg(cfg)
-        runner.register_hook(first_step)
-        tolerate_errors(runner.logger)
-        hand_over(runner.logger)
-        return runner
-
     with (
         one_line_errors(
             log_dir=lambda: cfg.work_dir if cfg else args and args.work_dir,
@@ -63,4 +55,20 @@ def run(
         cfg = build_config(args)
         import_task(cfg.get('default_scope'))
         prepare_distributed(cfg)
+        # Not RUNNERS.build, which takes the default scope back from the runner that it has built.
+        kind = RUNNERS.get(cfg.get('runner_type', 'Runner'))
+        if kind is None:
+            raise UserError(
+                f"runner_type '{cfg.runner_type}' is not in the registry of runners: leave it out, "
+                "or name the module that registers it in the config's custom_imports"
+            )
+
+        def build_runner() -> Runner:
+            nonlocal runner
+            runner = kind.from_cfg(cfg)
+            runner.register_hook(first_step)
+            tolerate_errors(runner.logger)
+            hand_over(runner.logger)
+            return runner
+
         start(args, cfg, build_runner)

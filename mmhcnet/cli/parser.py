@@ -10,7 +10,7 @@ from mmengine.config import DictAction
 class _Options(DictAction):
     """``--cfg-options KEY=VALUE ...``"""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser, namespace, values: list[str], option_string=None):
         for value in values:
             if '=' not in value or value.startswith('='):
                 parser.error(f"{option_string} takes KEY=VALUE, got '{value}'")
@@ -38,7 +38,7 @@ def at_least(least: int) -> Callable[[str], int]:
 class _Shape(argparse.Action):
     """``--shape H W``, or one number for both: (H, W)."""
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser, namespace, values: list[int], option_string=None):
         if min(values) < 1:
             parser.error(f'{option_string} takes pixels, got {min(values)}')
         if len(values) > 2:

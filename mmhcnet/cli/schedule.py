@@ -5,7 +5,7 @@ import inspect
 import itertools
 from typing import NamedTuple
 
-from mmengine.config import ConfigDict
+from mmengine.config import Config
 from mmengine.logging import print_log
 from mmengine.registry import LOOPS
 
@@ -58,11 +58,11 @@ def run_length(train_cfg: dict) -> RunLength:
     raise ValueError('train_cfg needs max_epochs or max_iters')
 
 
-def validation_interval(cfg: ConfigDict) -> int:
+def validation_interval(cfg: Config) -> int:
     """Epochs or iterations from one validation to the next, by the default of the training loop.
 
     Args:
-        cfg (ConfigDict): The whole config; its ``train_cfg`` has the ``type`` of a registered loop,
+        cfg (Config): The whole config; its ``train_cfg`` has the ``type`` of a registered loop,
             or says by ``max_epochs`` or ``max_iters`` which of mmengine's it means.
     """
     train_cfg = cfg.train_cfg
@@ -202,7 +202,7 @@ def scale_schedule(
     return scaled
 
 
-def fit_schedule(cfg: ConfigDict, planned: RunLength | None = None) -> None:
+def fit_schedule(cfg: Config, planned: RunLength | None = None) -> None:
     """Scale ``cfg.param_scheduler`` in place to the length in ``cfg.train_cfg``.
 
     A schedule is scaled from the length that it was written for, whatever the configs between it
@@ -210,7 +210,7 @@ def fit_schedule(cfg: ConfigDict, planned: RunLength | None = None) -> None:
     shorter than the run. What was done is logged.
 
     Args:
-        cfg (ConfigDict): The whole config.
+        cfg (Config): The whole config.
         planned (RunLength, optional): The length of the run before options of the command line,
             for a schedule that does not say what it was written for.
 

@@ -16,6 +16,7 @@ from mmengine.runner.checkpoint import load_checkpoint
 from torch.utils.data import Sampler
 
 from mmhcnet.registry import DATA_SAMPLERS
+from mmhcnet.training.tolerant_data import batch_size_of
 
 from .config import as_list
 from .memory import PeakMemoryHook, peak_memory
@@ -198,7 +199,7 @@ def report_trial(runner: Runner, planned: RunLength, val_interval: int) -> str:
         rounds = planned.number // val_interval
         loader = runner.val_dataloader
         _, world_size = get_dist_info()
-        val_batches = math.ceil(len(loader.dataset) / loader.batch_size / world_size)
+        val_batches = math.ceil(len(loader.dataset) / batch_size_of(loader) / world_size)
         seconds += rounds * val_batches * history['val/time'].mean()
         metrics = {
             key[4:]: history[key].current()

@@ -53,15 +53,11 @@ class Layout(NamedTuple):
 
 def palette(number: int) -> list[tuple[int, int, int]]:
     """As many colours that differ as there are classes, RGB from 0 to 255."""
-    return [
-        tuple(
-            round(255 * v)
-            for v in colorsys.hsv_to_rgb(
-                i * 0.618034 % 1, 0.85 - 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2)
-            )
-        )
+    colours = (
+        colorsys.hsv_to_rgb(i * 0.618034 % 1, 0.85 - 0.35 * (i % 2), 0.95 - 0.3 * (i // 2 % 2))
         for i in range(number)
-    ]
+    )
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in colours]
 
 
 def _half_of(path: str) -> str | None:

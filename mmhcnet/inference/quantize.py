@@ -82,10 +82,8 @@ def _open_onnxruntime(path: str, threads: int, precision: str) -> tuple[Run, tup
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
-    return (
-        lambda image: session.run(None, {'image': image})[0],
-        tuple(session.get_inputs()[0].shape[2:]),
-    )
+    height, width = session.get_inputs()[0].shape[2:]
+    return lambda image: np.asarray(session.run(None, {'image': image})[0]), (height, width)
 
 
 def _quantize_openvino(source: str, out: str, images: Sequence[np.ndarray]) -> None:
@@ -233,15 +231,17 @@ def load_images(cfg: Config, files: Sequence[str]) -> list[Tensor]:
     """
     init_default_scope(cfg.default_scope)
     pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
-    images = [pipeline(dict(img_path=file))['inputs'] for file in files]
-    sizes = {tuple(image.shape[1:]): file for image, file in zip(images, files)}
+    samples = {file: pipeline(dict(img_path=file)) for file in files}
+    # A pipeline gives None for an image that it leaves out.
+    images = {file: sample['inputs'] for file, sample in samples.items() if sample is not None}
+    sizes = {tuple(image.shape[1:]): file for file, image in images.items()}
     if len(sizes) > 1:
         shown = ', '.join(f"{h}x{w} of '{file}'" for (h, w), file in list(sizes.items())[:2])
         raise UserError(
             f'an int8 model takes images of one size, and the test pipeline gives several '
             f'({shown}): end it with a Resize to a fixed scale or a CenterCrop'
         )
-    return images
+    return list(images.values())
 
 
 class Quantization(NamedTuple):

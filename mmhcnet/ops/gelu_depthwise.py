@@ -32,7 +32,7 @@ def gelu_dwconv(x: Tensor, weight: Tensor, backend: str = 'auto') -> Tensor:
     """
     _check_shapes(x, weight, None)
     if needs_gradient(x, weight) and use_triton(backend, x, weight):
-        return _GeluDwconv.apply(x, weight)
+        return _GeluDwconv.apply(x, weight)  # pyright: ignore[reportReturnType]
     return gelu_dwconv_forward(x, weight, backend=backend)
 
 

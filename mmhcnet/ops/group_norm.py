@@ -36,7 +36,7 @@ def group_norm_1(
     if not use_triton(backend, x, weight, bias):
         return group_norm_1_ref(x, weight, bias, eps)
     if needs_gradient(x, weight, bias):
-        return _GroupNorm1.apply(x, weight, bias, eps)[0]
+        return _GroupNorm1.apply(x, weight, bias, eps)[0]  # pyright: ignore[reportOptionalSubscript]
     return group_norm_1_forward(x, weight, bias, eps, backend=backend)[0]
 
 

@@ -40,6 +40,8 @@ from .product import column_sums, product, product_backward
 from .second_order import gradients, wants_plain_backward
 from .stencil import heat_step_forward, heat_step_ref, heat_step_sums, heat_step_transposed
 
+NO_RATE = 'weights without to_k need k, the conduction rate'
+
 
 class HcBlockWeights(NamedTuple):
     """Parameters of the block, of any dtypes. C channels, D of them in the hidden layer."""
@@ -67,6 +69,8 @@ def hc_block_ref(
     w, to_k, norm_weight, norm_bias, fc1_weight, fc1_bias, filter, fc2_weight, fc2_bias = weights
     if to_k is not None:
         k = torch.sigmoid(F.linear(z.mean(dim=(2, 3)), to_k))[:, :, None, None]
+    elif k is None:
+        raise ValueError(NO_RATE)
     u = heat_step_ref(z, w, k if keep1 is None else k * keep1.view(-1, 1, 1, 1))
     y = group_norm_1_ref(u, norm_weight, norm_bias, eps)
     p = F.conv2d(y, fc1_weight[:, :, None, None], fc1_bias)
@@ -270,6 +274,13 @@ def hc_block(
 
     Returns:
         Tensor: (B, C, H, W), channels last, dtype of ``z``.
+
+    Raises:
+        ValueError: Neither ``k`` nor ``to_k`` is there.
     """
+    if k is None and weights.to_k is None:
+        raise ValueError(NO_RATE)
     z = z.contiguous(memory_format=torch.channels_last)
-    return _HcBlock.apply(recompute, eps, backend, keep1, keep2, z, k, *weights)
+    return _HcBlock.apply(  # pyright: ignore[reportReturnType]
+        recompute, eps, backend, keep1, keep2, z, k, *weights
+    )

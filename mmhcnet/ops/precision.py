@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -31,30 +32,33 @@ def compute_dtype(x: Tensor) -> torch.dtype:
     return x.dtype if autocast is None or x.dtype == torch.float64 else autocast
 
 
-def cast(tensors: Sequence[Tensor | None], dtype: torch.dtype) -> list[Tensor | None]:
+_Tensor = TypeVar('_Tensor', Tensor, Tensor | None)
+
+
+def cast(tensors: Sequence[_Tensor], dtype: torch.dtype) -> list[_Tensor]:
     """Every tensor in a dtype: itself where it has it, else copies, made by one operation."""
     return _cast(tensors, [dtype] * len(tensors))
 
 
-def cast_like(
-    tensors: Sequence[Tensor | None], others: Sequence[Tensor | None]
-) -> list[Tensor | None]:
+def cast_like(tensors: Sequence[_Tensor], others: Sequence[Tensor | None]) -> list[_Tensor]:
     """As :func:`cast`, every tensor in the dtype of its counterpart."""
     dtypes = [None if other is None else other.dtype for other in others]
     return _cast(tensors, dtypes)
 
 
-def _cast(tensors: Sequence[Tensor | None], dtypes: Sequence[torch.dtype]) -> list[Tensor | None]:
+def _cast(tensors: Sequence, dtypes: Sequence[torch.dtype | None]) -> list:
     result = list(tensors)
     changes = [
-        i for i, (t, dtype) in enumerate(zip(tensors, dtypes)) if t is not None and t.dtype != dtype
+        (i, t, dtype)
+        for i, (t, dtype) in enumerate(zip(tensors, dtypes))
+        if t is not None and t.dtype != dtype
     ]
     if len(changes) < 2 or is_compiling() or not hasattr(torch, '_foreach_copy_'):
-        for i in changes:
-            result[i] = tensors[i].to(dtypes[i])
+        for i, t, dtype in changes:
+            result[i] = t.to(dtype)
         return result
-    copies = [torch.empty_like(tensors[i], dtype=dtypes[i]) for i in changes]
-    torch._foreach_copy_(copies, [tensors[i] for i in changes])
-    for i, copy in zip(changes, copies):
+    copies = [torch.empty_like(t, dtype=dtype) for _, t, dtype in changes]
+    torch._foreach_copy_(copies, [t for _, t, _ in changes])
+    for (i, *_), copy in zip(changes, copies):
         result[i] = copy
     return result

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmhcnet.tracing import is_compiling
 
 from .backend import check_offset, needs_gradient, use_triton
+from .precision import cast_like
 
 
 def heat_flux(z: Tensor, w: Tensor | None = None) -> Tensor:
@@ -104,7 +105,7 @@ def heat_step(z: Tensor, w: Tensor | None, k: Tensor | float, backend: str = 'au
     """
     inputs = _checked(z, w, k)
     if needs_gradient(*inputs) and use_triton(backend, *inputs):
-        return _HeatStep.apply(z, w, _as_tensor(k, z))
+        return _HeatStep.apply(z, w, _as_tensor(k, z))  # pyright: ignore[reportReturnType]
     return heat_step_forward(z, w, k, backend=backend)
 
 
@@ -123,11 +124,10 @@ class _HeatStep(torch.autograd.Function):
         dz = dk = dw = None
         if any(ctx.needs_input_grad[1:]):
             dk, dw = heat_step_sums(dout, z, w, k, backend='triton')
-            dk = dk.sum_to_size(k.shape).to(k.dtype)
-            dw = None if w is None else dw.to(w.dtype)
+            dk = dk.sum_to_size(k.shape)
         if ctx.needs_input_grad[0]:
-            dz = heat_step_transposed(dout, w, k, backend='triton').to(z.dtype)
-        return dz, dw, dk
+            dz = heat_step_transposed(dout, w, k, backend='triton')
+        return tuple(cast_like([dz, dw, dk], [z, w, k]))
 
 
 def _as_tensor(k: Tensor | float, z: Tensor) -> Tensor:

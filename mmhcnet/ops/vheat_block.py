@@ -151,7 +151,9 @@ def _leave_backward(
     backend: str,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The gradient e (B H W, C) of v / γ, and those of the norm's weight and bias."""
-    e = dout.to(dtype) if keep is None else dout.to(dtype) * _per_sample(keep).to(dtype)
+    e, scale = dout.to(dtype), _per_sample(keep)
+    if scale is not None:
+        e = e * scale.to(dtype)
     if v is None:
         return _rows(e), None, None
     e, _, dweight, dbias = norm_gate_backward(
@@ -319,7 +321,9 @@ class _Conduction(torch.autograd.Function):
         dq = _rows(dq)
         y = _enter(x, residual, eps, post_norm, dtype, backend)[0]
         if a is None:
-            a = _depthwise(y, dw_weight, weights.dw_bias.to(dtype)) if dw_weight is not None else y
+            a = y
+            if dw_weight is not None:
+                a = _depthwise(y, dw_weight, *cast([weights.dw_bias], dtype))
         din_bias = column_sums(dq)
         da, din_weight = product_backward(dq, _rows(a), in_weight)
         del a, dq
@@ -461,7 +465,8 @@ def _residual_ref(
         branch = _norm_gate(branch, None, residual.norm_weight, residual.norm_bias, eps)
     if residual.gamma is not None:
         branch = branch * residual.gamma
-    return x + (branch if keep is None else branch * _per_sample(keep))
+    scale = _per_sample(keep)
+    return x + (branch if scale is None else branch * scale)
 
 
 def vheat_conduction_ref(
@@ -543,7 +548,7 @@ def vheat_conduction(
     Returns:
         Tensor: (B, H, W, C), dtype of ``x``.
     """
-    return _Conduction.apply(
+    return _Conduction.apply(  # pyright: ignore[reportReturnType]
         recompute,
         eps,
         inner_eps,
@@ -568,6 +573,6 @@ def vheat_mlp(
     backend: str = 'auto',
 ) -> Tensor:
     """vHeat's MLP with its residual connection; arguments as :func:`vheat_conduction`'s."""
-    return _Mlp.apply(
+    return _Mlp.apply(  # pyright: ignore[reportReturnType]
         recompute, eps, backend, post_norm, keep, x, *_folded(residual, post_norm), *weights
     )

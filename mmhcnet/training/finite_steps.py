@@ -13,13 +13,14 @@ import torch
 from mmengine.dist import all_reduce, is_distributed
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmhcnet.checkpoints.hook import CheckpointHook
 from mmhcnet.errors import UserError
+from mmhcnet.optim_wrappers import wrappers_of
 from mmhcnet.registry import HOOKS
 
 
@@ -192,7 +193,7 @@ class FiniteHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._statistics = RunningStatistics(model)
         self._handles = [model.register_forward_hook(self._see_losses)]
-        for wrapper in self._wrappers(runner):
+        for wrapper in wrappers_of(runner):
             scaled = self._scaled(wrapper)
 
             def before_step(optimizer, args, kwargs, scaled=scaled):
@@ -202,11 +203,6 @@ class FiniteHook(Hook):
                 wrapper.optimizer.register_step_pre_hook(before_step),
                 wrapper.optimizer.register_step_post_hook(self._after_step),
             ]
-
-    @staticmethod
-    def _wrappers(runner: Runner) -> list[OptimWrapper]:
-        wrapper = runner.optim_wrapper
-        return list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
 
     @staticmethod
     def _scaled(wrapper: OptimWrapper) -> bool:
@@ -242,8 +238,7 @@ class FiniteHook(Hook):
             if len({(norm.dtype, norm.device) for norm in norms}) > 1:
                 norms = [norm.to(norms[0].device, torch.float32) for norm in norms]
             bad = ~torch.stack(norms).norm().isfinite()
-        self._decide(bad)
-        condemned = self._bad.any()
+        condemned = self._decide(bad)[0].any()
         if self._skips_by_itself(optimizer, len(params)):
             self._lent = found is None
             optimizer.found_inf = condemned.float().to(params[0].device)
@@ -266,7 +261,8 @@ class FiniteHook(Hook):
             del optimizer.found_inf
             self._lent = False
 
-    def _decide(self, gradients_bad: Tensor) -> None:
+    def _decide(self, gradients_bad: Tensor) -> tuple[Tensor, Tensor]:
+        """Takes in the losses and gradients of a step; returns ``_bad`` and ``_own_losses_bad``."""
         device = gradients_bad.device
         own = self._own_losses_bad
         if self._losses:
@@ -292,6 +288,7 @@ class FiniteHook(Hook):
             all_reduce(bad, 'max')
         # With several optimizers one bad one spoils the iteration.
         self._bad = bad.bool() if self._bad is None else self._bad.to(device) | bad.bool()
+        return self._bad, own
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._bad = None
@@ -301,16 +298,18 @@ class FiniteHook(Hook):
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: dict | None = None
     ) -> None:
-        wrappers = self._wrappers(runner)
-        stepped, scaled = self._bad is not None, any(map(self._scaled, wrappers))
+        wrappers = wrappers_of(runner)
+        bad, own = self._bad, self._own_losses_bad
+        stepped, scaled = bad is not None, any(map(self._scaled, wrappers))
         complete = all(wrapper.should_update() for wrapper in wrappers)
-        if not stepped:
+        if bad is None or own is None:
             # Gradients are still being accumulated, or the scaler has skipped the step.
             device = self._losses[0].device if self._losses else 'cpu'
-            self._decide(torch.full((), complete and scaled, dtype=torch.bool, device=device))
+            gradients_bad = torch.full((), complete and scaled, dtype=torch.bool, device=device)
+            bad, own = self._decide(gradients_bad)
         # A scaler's search for a scale says nothing against the batch.
-        self._statistics.restore_where(self._bad[0] if scaled else self._bad.any())
-        flags = torch.cat([self._bad, self._own_losses_bad.to(self._bad.device).reshape(1)])
+        self._statistics.restore_where(bad[0] if scaled else bad.any())
+        flags = torch.cat([bad, own.to(bad.device).reshape(1)])
         self._unread.append(
             _Verdict(runner.iter + 1, *_on_its_way(flags), stepped, scaled, image_paths(data_batch))
         )
@@ -405,6 +404,6 @@ class FiniteHook(Hook):
         """Whether gradients overflow by themselves: a scaler has gone below 1."""
         return any(
             wrapper.loss_scaler.get_scale() < 1
-            for wrapper in self._wrappers(runner)
+            for wrapper in wrappers_of(runner)
             if self._scaled(wrapper)
         )

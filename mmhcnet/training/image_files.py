@@ -18,7 +18,6 @@ BACKEND = 'mmhcnet.images'
 _SEEN: ContextVar[dict | None] = ContextVar('seen', default=None)
 
 
-@register_backend(BACKEND)
 class ImageBackend(LocalBackend):
     """mmengine's local file backend, which refuses an image that is empty or cut short.
 
@@ -46,6 +45,9 @@ class ImageBackend(LocalBackend):
         if seen is not None:
             seen[str(filepath)] = png_size(content)
         return content
+
+
+register_backend(BACKEND, ImageBackend)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import EpochBasedTrainLoop, Runner
 
 from mmhcnet.errors import UserError
+from mmhcnet.optim_wrappers import wrappers_of
 from mmhcnet.registry import HOOKS
 
 # What of a scheduler's state tells where it stands; the rest says which one it is.
@@ -92,7 +93,9 @@ class ResumedScheduleHook(Hook):
         if 'base_param_settings' in checkpoint['optimizer']:
             groups.append(checkpoint['optimizer']['base_param_settings'])
         names = {scheduler.param_name for scheduler in schedulers}
-        for group, now in zip(groups, runner.optim_wrapper.param_groups):
+        # With several optimizers the schedulers are no list.
+        (wrapper,) = wrappers_of(runner)
+        for group, now in zip(groups, wrapper.param_groups):
             for name in names:
                 group[name], group[f'initial_{name}'] = now[name], now[f'initial_{name}']
         where = (

@@ -11,6 +11,7 @@ import torch
 from mmengine.dist import all_reduce, is_distributed, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmhcnet.errors import UserError
 from mmhcnet.registry import HOOKS
@@ -103,6 +104,11 @@ def take_faults(batch: Any) -> Loaded:
     return Loaded(batch, batch.pop(FAULTS, []) if isinstance(batch, dict) else [])
 
 
+def batch_size_of(loader: DataLoader) -> int:
+    """Samples of a batch; 1 where a loader's batch sampler does not say."""
+    return getattr(loader.batch_sampler, 'batch_size', 1)
+
+
 @HOOKS.register_module()
 class DataFaultHook(Hook):
     """Log samples that could not be read, count them, and end the run if they are too many.
@@ -163,7 +169,7 @@ class DataFaultHook(Hook):
         for fault in faults:
             # Errors are logged by every rank.
             runner.logger.error(f'Cannot read {fault}. Another sample takes its place.')
-        self.drawn += runner.train_dataloader.batch_sampler.batch_size
+        self.drawn += batch_size_of(runner.train_dataloader)
         self.bad += len(faults)
         self.bad_in_epoch += len(faults)
         if self.bad and self.drawn >= self.patience and self.bad > self.max_share * self.drawn:

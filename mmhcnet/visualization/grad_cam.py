@@ -90,7 +90,7 @@ def explain(
     size = tuple(image.shape[2:])
     scores = model(image).softmax(dim=1)[0]
     if label is None:
-        label = scores.argmax().item()
+        label = int(scores.argmax())
     if not 0 <= label < len(scores):
         raise ValueError(f'--label must be from 0 to {len(scores) - 1}, got {label}')
     with GradCAM(model, [target], reshape_transform=lambda x: as_maps(x, size)) as cam:

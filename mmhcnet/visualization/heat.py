@@ -33,7 +33,7 @@ class Heat(NamedTuple):
     left: Tensor | None
 
 
-def conduction_layers(model: nn.Module) -> dict[str, nn.Module]:
+def conduction_layers(model: nn.Module) -> dict[str, HeatConduction | SpectralConduction]:
     """By name, in the order in which they run.
 
     Raises:
@@ -124,11 +124,11 @@ def stages(heats: dict[str, Heat]) -> list[list[str]]:
 
 def liveliest(heats: list[Heat]) -> int:
     """The channel that conduction changes most, in units of what varies in it."""
-    moved = sum(
+    moved = [
         (h.after - h.before).flatten(1).norm(dim=1) / h.before.flatten(1).std(dim=1).clamp(min=1e-6)
         for h in heats
-    )
-    return moved.argmax().item()
+    ]
+    return int(torch.stack(moved).sum(dim=0).argmax())
 
 
 @styled
@@ -165,6 +165,8 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
     rates = torch.full((len(layers), max(len(h.k) for h in layers)), float('nan'))
     for row, heat in zip(rates, layers):
         row[: len(heat.k)] = heat.k
+    fourier = [h.fourier for h in layers if h.fourier is not None]
+    left = [h.left for h in layers if h.left is not None]
     figure = new_figure((6.5, 8))
     top, bottom = figure.subplots(2, 1)
     image = top.imshow(
@@ -178,19 +180,19 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
         xlabel='channel',
         ylabel='conduction layer',
         title='conduction rate k of every layer and channel'
-        + ('' if layers[0].left is None else ',\nmean over the modes'),
+        + ',\nmean over the modes' * bool(left),
     )
     figure.colorbar(image, ax=top, label='k (pixels²)')
     numbers = range(1, len(layers) + 1)
-    if layers[0].fourier is not None:
+    if fourier:
         bottom.fill_between(
             numbers,
-            [h.fourier.min() for h in layers],
-            [h.fourier.max() for h in layers],
+            [numbers.min() for numbers in fourier],
+            [numbers.max() for numbers in fourier],
             alpha=0.3,
             label='all channels',
         )
-        bottom.plot(numbers, [h.fourier.median() for h in layers], marker='o', label='median')
+        bottom.plot(numbers, [numbers.median() for numbers in fourier], marker='o', label='median')
         bottom.axhline(1, color='tab:red', ls='--', label='limit of stability')
         bottom.set(xlabel='conduction layer', ylabel='k·Σw (dimensionless)')
         bottom.legend()
@@ -198,10 +200,10 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
         bottom.xaxis.get_major_locator().set_params(integer=True)
     else:
         bins = torch.zeros(len(layers), 16)
-        for row, heat in zip(bins, layers):
-            y, x = (torch.arange(n) / n for n in heat.left.shape)
+        for row, decay in zip(bins, left):
+            y, x = (torch.arange(n) / n for n in decay.shape)
             radius = ((y[:, None] ** 2 + x**2).sqrt() / 2**0.5 * 16).long().clamp(max=15)
-            row[:] = torch.stack([heat.left[radius == b].mean() for b in range(16)])
+            row[:] = torch.stack([decay[radius == b].mean() for b in range(16)])
         image = bottom.imshow(
             bins,
             aspect='auto',

@@ -1,11 +1,13 @@
 """Labels on a picture: each near what it names, off the objects and off one another."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-FONT = ImageFont.load_default(20)
+FONT_SIZE = 20
+FONT = ImageFont.load_default(FONT_SIZE)
 RIGHT, WRONG = (90, 220, 110), (255, 80, 80)
 # Of the text to the edge of its label, and of the positions that are tried.
 PADDING, STEP = 3, 3
@@ -24,8 +26,8 @@ class Label(NamedTuple):
 def label_size(label: Label) -> tuple[int, int]:
     """Width and height in pixels."""
     left, _, right, _ = FONT.getbbox(label.text)
-    mark = 0 if label.right is None else FONT.size
-    return right - left + mark + 2 * PADDING, FONT.size + 2 * PADDING
+    mark = 0 if label.right is None else FONT_SIZE
+    return math.ceil(right - left) + mark + 2 * PADDING, FONT_SIZE + 2 * PADDING
 
 
 def draw_label(canvas: Image.Image, xy: tuple[int, int], label: Label) -> None:
@@ -36,7 +38,7 @@ def draw_label(canvas: Image.Image, xy: tuple[int, int], label: Label) -> None:
     if label.right is None:
         return
     # Drawn, because hardly a font has both signs.
-    side = FONT.size - 8
+    side = FONT_SIZE - 8
     left, top = x + width - PADDING - side - 1, y + (height - side) // 2
     at = [(left + a * side, top + b * side) for a, b in _TICK]
     if label.right:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .labels import FONT, Label, draw_label, draw_labels, label_size
+from .labels import FONT, FONT_SIZE, Label, draw_label, draw_labels, label_size
 
 TILE, GAP = 256, 6
 # Of a tile's pixels: a smaller piece gets no label.
@@ -29,7 +29,7 @@ class Instance(NamedTuple):
 def colours(count: int) -> list[tuple[int, int, int]]:
     """One bright colour per class."""
     hues = (colorsys.hsv_to_rgb(i / count, 0.75, 1) for i in range(count))
-    return [tuple(round(255 * c) for c in hue) for hue in hues]
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in hues]
 
 
 def _tile(image: Image.Image) -> Image.Image:
@@ -48,7 +48,7 @@ def _paint(tile: Image.Image, mask: np.ndarray, colour, share: float) -> None:
 
 def pair(truth: Image.Image, found: Image.Image) -> Image.Image:
     """Truth and prediction side by side, each below its name."""
-    top = FONT.size + 2 * GAP
+    top = FONT_SIZE + 2 * GAP
     canvas = Image.new('RGB', (2 * TILE + GAP, TILE + top), 'white')
     for left, name, tile in ((0, 'truth', truth), (TILE + GAP, 'prediction', found)):
         ImageDraw.Draw(canvas).text((left, top // 2), name, fill='black', font=FONT, anchor='lm')
@@ -78,12 +78,13 @@ def match(truth: list[Instance], found: list[Instance]) -> list[int | None]:
     The best prediction of an object counts: of its class, with an overlap of boxes (IoU) of 0.5 or
     more; the one with the highest score first, as in COCO's evaluation.
     """
-    free, matches = set(range(len(truth))), [None] * len(found)
-    for i in sorted(range(len(found)), key=lambda i: -found[i].score):
+    free = set(range(len(truth)))
+    matches: list[int | None] = [None] * len(found)
+    for i in sorted(range(len(found)), key=lambda i: -(found[i].score or 0)):
         overlaps = {
             j: box_iou(found[i].box, truth[j].box) for j in free if truth[j].label == found[i].label
         }
-        best = max(overlaps, key=overlaps.get, default=None)
+        best = max(overlaps, key=lambda j: overlaps[j], default=None)
         if best is not None and overlaps[best] >= OVERLAP:
             matches[i] = best
             free.remove(best)

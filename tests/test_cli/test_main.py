@@ -23,7 +23,7 @@ class ToyMain:
 def started(tmp_path):
     """Run a tool whose parts log and fail as they are told; returns its log file's text."""
 
-    def start(config=lambda: None, training=lambda: None, **args):
+    def start(config=lambda: None, training=lambda: None, runner='ToyMain', **args):
         arguments = Namespace(
             config=str(tmp_path / 'own.py'),
             work_dir=str(tmp_path / 'run'),
@@ -37,7 +37,7 @@ def started(tmp_path):
         def build_config(args):
             print_log('said while the config is built', logger='current')
             config()
-            return Config(dict(runner_type='ToyMain', work_dir=args.work_dir, launcher='none'))
+            return Config(dict(runner_type=runner, work_dir=args.work_dir, launcher='none'))
 
         def train(args, cfg, build_runner):
             print_log('said before the runner', logger='current')
@@ -74,6 +74,13 @@ def test_where_the_traceback_goes(started, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=rf'^Error: bad \(the traceback is in {tmp_path}/run/err'):
         started(training=fail)
     assert 'in fail' in (tmp_path / 'run/error.log').read_text()
+
+
+def test_a_runner_that_is_not_registered(started):
+    with pytest.raises(
+        SystemExit, match="^Error: runner_type 'Nosuch' is not in the registry.*cust"
+    ):
+        started(runner='Nosuch')
 
 
 def test_the_whole_traceback_where_it_is_asked_for(started, tmp_path):

@@ -77,6 +77,14 @@ def run_hc(function, options):
     return lambda z, k, *weights: function(z, HcBlockWeights(*weights), k, **options)
 
 
+@pytest.mark.parametrize('function', [hc_block, hc_block_ref])
+def test_a_block_without_a_rate(function):
+    inputs, options = hc_case(isotropic=True, k='per layer', filter=True, drop=False)
+    inputs[1] = None
+    with pytest.raises(ValueError, match='weights without to_k need k'):
+        run_hc(function, options)(*inputs)
+
+
 def residual(gamma, dtype):
     return [
         leaf(C, mean=1.0, dtype=dtype),

@@ -372,7 +372,7 @@ class Watched(FiniteHook):
 
     def _decide(self, bad):
         with NoWaiting():
-            super()._decide(bad)
+            return super()._decide(bad)
 
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)

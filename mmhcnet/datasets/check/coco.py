@@ -46,27 +46,28 @@ class CocoFile(Annotations):
             for metric in source.evaluators.values()
             if is_coco(metric) and not metric.get('format_only')
         )
-        self.content: dict | None = None
+        # Empty where the file is not legible.
+        self.content: dict = {}
         # Whether any category is among the classes; otherwise nothing follows from their number.
         self.fits = True
 
     def quick(self) -> Iterator[Finding]:
         """What ends a training or makes it learn something else: layout, keys and names."""
         yield from self._structure()
-        if self.content is not None and self.source.needs_labels:
+        if self.content and self.source.needs_labels:
             yield from self._no_masks()
 
     def thorough(self) -> Iterator[Finding]:
         """The same, and every annotation by itself."""
         yield from self._structure()
-        if self.content is not None:
+        if self.content:
             yield from self._ids()
             yield from self._annotations()
             yield from self._images()
 
     def _structure(self) -> Iterator[Finding]:
         yield from self._layout()
-        if self.content is not None:
+        if self.content:
             yield from self._keys()
             yield from self._names()
             if self.fits and self.source.needs_labels:
@@ -318,7 +319,7 @@ class CocoFile(Annotations):
     @property
     def counts(self) -> Counts | None:
         """Objects, images and crowds of each class, or None without legible annotations."""
-        if self.content is None or not self.fits:
+        if not self.content or not self.fits:
             return None
         classes = self.source.classes or []
         objects, crowds = [0] * len(classes), [0] * len(classes)

@@ -32,7 +32,7 @@ class ClassFolders(Annotations):
         self.counts: Counts | None = None
 
     @property
-    def classes(self) -> list | None:
+    def classes(self) -> list | str | None:
         """Names of the classes as they are in the data, or None where it has only numbers."""
         return (
             self._folders()

@@ -91,7 +91,7 @@ class DataSetCheck:
         """What a training should know before its first iteration."""
         found = yield from self._of_annotations('quick')
         if isinstance(self.annotations, LabelMaps) and not _fatal(found):
-            yield from self._common_to_all()
+            yield from self._common_to_all(self.annotations)
 
     def _of_annotations(self, look: str) -> Generator[Finding, None, list[Finding] | None]:
         """What a look at the annotations and the model finds; returns that of the annotations, or
@@ -104,14 +104,14 @@ class DataSetCheck:
         yield from self._model()
         return found
 
-    def _common_to_all(self) -> Iterator[Finding]:
+    def _common_to_all(self, label_maps: LabelMaps) -> Iterator[Finding]:
         """What is wrong with each of a few samples. Training copes with single bad ones."""
         indices = sample_of(len(self.source.full), FEW)
         kinds: dict[str, list[Finding]] = {}
-        for finding in self._samples(indices, self.annotations.sample):
+        for finding in self._samples(indices, label_maps.sample):
             kinds.setdefault(finding.kind, []).append(finding)
         everywhere = [found[0] for found in kinds.values() if len(found) == len(indices)]
-        yield from everywhere or self.annotations.whole()
+        yield from everywhere or label_maps.whole()
 
     def thorough(self, most: int | None, progress: Progress) -> Iterator[Finding]:
         """All that can be found out.

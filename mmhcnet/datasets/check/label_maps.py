@@ -28,8 +28,7 @@ class LabelMaps(Annotations):
             type(self.dataset).METAINFO if self.dataset.label_map else self.dataset.metainfo
         ).get('classes')
         self.known = len(known) if known is not None else None
-        self.pixels: np.ndarray | None = None
-        self.maps = np.zeros(0, int)
+        self.pixels, self.maps = np.zeros(0, int), np.zeros(0, int)
         self.ignored = self.read = 0
         self.values: set[int] = set()
 
@@ -161,11 +160,12 @@ class LabelMaps(Annotations):
         wrong = [int(i) + shift for i in ids[ids_without_class(ids, classes, ignored)]]
         if wrong:
             other = ', 0 for all others' if shift else ''
+            known = classes if self.known is None else self.known
             yield Finding(
                 'labels out of range',
                 path,
-                f'holds {", ".join(map(str, wrong[:5]))}, and {self.known} classes are '
-                f'{shift} to {self.known - 1 + shift}{other} and {ignored} for no label',
+                f'holds {", ".join(map(str, wrong[:5]))}, and {known} classes are '
+                f'{shift} to {known - 1 + shift}{other} and {ignored} for no label',
                 'renumber the labels, or set metainfo.classes, reduce_zero_label and '
                 'ignore_index of the data set',
             )
@@ -192,7 +192,7 @@ class LabelMaps(Annotations):
             )
 
     def _count(self, labels: np.ndarray, classes: int, ignored: int) -> None:
-        if self.pixels is None:
+        if not self.read:
             self.pixels, self.maps = np.zeros(classes, int), np.zeros(classes, int)
         found = np.bincount(labels.reshape(-1).astype(np.int64).clip(0), minlength=256)
         self.ignored += (
@@ -205,7 +205,7 @@ class LabelMaps(Annotations):
     @property
     def counts(self) -> Counts | None:
         """Pixels and label maps of each class, or None where no label map was read."""
-        if self.pixels is None:
+        if not self.read:
             return None
         total = int(self.pixels.sum()) + self.ignored
         return Counts(

@@ -102,7 +102,7 @@ class Source:
         return build_full(dict(self.settings, lazy_init=True, pipeline=[]))
 
     @property
-    def classes(self) -> list | None:
+    def classes(self) -> list | str | None:
         """Names of the classes as far as they are known without reading data."""
         found = getattr(self.lazy, 'metainfo', {}).get('classes')
         return found if found is None or isinstance(found, str) else list(found)
