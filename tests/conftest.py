@@ -1,3 +1,4 @@
+import gc
 import importlib.util
 import os
 import shutil
@@ -28,6 +29,22 @@ def load_script(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope='session')
+def frozen():
+    """Names of the modules whose objects the collector of garbage passes over."""
+    return set()
+
+
+@pytest.fixture(autouse=True)
+def libraries_are_no_garbage(frozen):
+    """mmengine collects garbage at each data set: half a second, with all libraries imported."""
+    imported = sys.modules.keys() - frozen
+    if len(imported) > 50:
+        gc.collect()
+        gc.freeze()
+        frozen.update(imported)
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Scripts in processes that are forked from one which has imported the libraries already."""
 
+import faulthandler
 import multiprocessing
 import os
 import runpy
@@ -10,19 +11,7 @@ from pathlib import Path
 
 import psutil
 
-from .processes import SECONDS
-
-# What the three tasks' libraries import that is not theirs: 4 of the 5 seconds of a tool's start.
-LIBRARIES = (
-    'matplotlib.pyplot',
-    'mmcv.ops',
-    'mmengine.runner',
-    'pycocotools.mask',
-    'scipy.optimize',
-    'sklearn.gaussian_process',
-    'torch._dynamo',
-    'torchvision',
-)
+from .processes import SECONDS, variables
 
 
 def _run(script, args, cwd, env, out, err):
@@ -31,6 +20,7 @@ def _run(script, args, cwd, env, out, err):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(file, number)
         os.close(file)
+    faulthandler.enable()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -55,10 +45,10 @@ def run_forked(script, args, cwd, env=None, seconds=SECONDS):
     """
     command = [str(script), *map(str, args)]
     processes = multiprocessing.get_context('forkserver')
-    processes.set_forkserver_preload(list(LIBRARIES))
+    processes.set_forkserver_preload([f'{__package__}.preloaded'])
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, 'out'), Path(folder, 'err')
-        env = dict(os.environ if env is None else env)
+        env = variables(env)
         process = processes.Process(
             target=_run, args=(command[0], command[1:], str(cwd), env, str(out), str(err))
         )

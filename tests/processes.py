@@ -19,6 +19,11 @@ SECONDS = 300
 _MARK = 'MMHCNET_TEST_PROCESS'
 
 
+def variables(env=None):
+    """A process's variables, given or those of the test; a fatal signal shows where it came."""
+    return {'PYTHONFAULTHANDLER': '1', **(os.environ if env is None else env)}
+
+
 class Started:
     """A program that runs at the same time as the test; use it in ``with``.
 
@@ -36,7 +41,7 @@ class Started:
         self.process = subprocess.Popen(
             [str(part) for part in command],
             cwd=cwd,
-            env={**(os.environ if env is None else env), _MARK: self._mark},
+            env={**variables(env), _MARK: self._mark},
             stdin=subprocess.DEVNULL,
             stdout=self._out,
             stderr=self._err,
