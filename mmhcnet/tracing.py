@@ -1,6 +1,7 @@
 """Whether the code is being compiled or exported, asked in a way that both stacks have."""
 
 import torch
+import torch.fx
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -28,6 +29,11 @@ def is_transforming() -> bool:
     return (
         torch._C._functorch.peek_interpreter_stack() is not None or forward_ad._current_level >= 0
     )
+
+
+def is_symbolic(x: Tensor) -> bool:
+    """Whether x stands for a tensor in a trace of torch.fx, where only the graph knows numbers."""
+    return isinstance(x, torch.fx.Proxy)
 
 
 # Of the batched tensors that torch.autograd makes; those of torch.func have another.

@@ -6,7 +6,7 @@ notice: where something hooks, wraps, replaces or differentiates a layer in a wa
 be called, the plain form runs. :func:`plain_form` chooses it by hand.
 """
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -18,10 +18,17 @@ from mmhcnet.models.layers import (
     Refinement,
     SpectralConduction,
 )
-from mmhcnet.tracing import COMPILES_FUNCTIONS, is_compiling, is_exporting, is_transforming
+from mmhcnet.tracing import (
+    COMPILES_FUNCTIONS,
+    is_compiling,
+    is_exporting,
+    is_symbolic,
+    is_transforming,
+)
 
 _LAYERS = {
     nn.Conv2d,
+    nn.Dropout,
     nn.GELU,
     nn.LayerNorm,
     nn.Linear,
@@ -44,17 +51,21 @@ _GLOBAL_HOOKS = [
 _HOOKS = ('_forward_hooks', '_forward_pre_hooks', '_backward_hooks', '_backward_pre_hooks')
 
 
-def may_fuse(block: nn.Module) -> bool:
+def may_fuse(block: nn.Module, x: Tensor) -> bool:
     """Whether the layers of a block are as they were built, and nothing needs them to be called.
 
     A hook on the block itself does not count: the block is called in either form.
+
+    Args:
+        block (nn.Module): The block.
+        x (Tensor): What it is called with.
     """
     if not block.fused or is_exporting() or any(_GLOBAL_HOOKS):
         return False
     if is_compiling():
         if not COMPILES_FUNCTIONS:
             return False
-    elif is_transforming():
+    elif is_transforming() or is_symbolic(x):
         return False
     return (
         'forward' not in block.__dict__

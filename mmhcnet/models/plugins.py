@@ -63,7 +63,7 @@ class HeatConductionOperator(nn.Module):
         """(B, C, H, W) -> (B, C, H, W)."""
         freq_embed = None
         if self.freq_embed is not None:
-            freq_embed = self.freq_embed.at(0, tuple(x.shape[2:]))
+            freq_embed = self.freq_embed.at(0, x.shape[2:])
         y = x.permute(0, 2, 3, 1)  # (B, H, W, C)
         y = self.gamma * self.conduction(y, freq_embed)
         return x + y.permute(0, 3, 1, 2)  # (B, C, H, W)

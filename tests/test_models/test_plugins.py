@@ -5,7 +5,12 @@ import pickle
 
 import pytest
 import torch
+from mmengine.model.efficient_conv_bn_eval import (
+    efficient_conv_bn_eval_control,
+    turn_on_efficient_conv_bn_eval,
+)
 from mmengine.registry import init_default_scope
+from torch import nn
 
 from mmhcnet import HeatConductionLayer, HeatConductionOperator
 
@@ -67,6 +72,20 @@ def test_options_and_two_of_them_in_one_block():
     )
     assert hasattr(model.layer3[0], 'heat_conduction_operator1')
     assert not any('freq_embed' in key for key in model.state_dict())
+
+
+@pytest.mark.parametrize('layer', ['HeatConductionOperator', 'HeatConductionLayer'])
+def test_efficient_conv_bn_eval_of_the_network_around_a_layer(layer):
+    model = resnet('mmdet', layer, 'after_conv2')
+    model.eval()
+    x = torch.randn(2, 3, 64, 96)
+    wanted = model(x)
+    turn_on_efficient_conv_bn_eval(nn.ModuleDict(dict(backbone=model)), 'backbone')
+    assert any(
+        node.target is efficient_conv_bn_eval_control for node in model.forward.__self__.graph.nodes
+    )
+    for a, b in zip(model(x), wanted):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

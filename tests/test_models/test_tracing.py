@@ -1,13 +1,19 @@
-"""torch.jit.trace and torch.export of both backbones: the same numbers, and no FFT in the graph."""
+"""torch.jit.trace, torch.export and torch.fx of both backbones: the same numbers, and no FFT."""
 
 import functools
 import importlib
 
 import pytest
 import torch
+import torch.fx
+from mmengine.model.efficient_conv_bn_eval import (
+    efficient_conv_bn_eval_control,
+    turn_on_efficient_conv_bn_eval,
+)
 from torch import nn
 
 from mmhcnet import HcNet, VHeat
+from mmhcnet.models.layers import DropPath
 from mmhcnet.ops import dct
 
 ARCH = dict(embed_dims=[8, 16], depths=[1, 1])
@@ -153,3 +159,69 @@ def test_the_search_for_an_fft_finds_one():
     assert has_fft(traced_ops(torch.jit.trace(Fourier(), torch.randn(4, 4))))
     module = importlib.import_module('torch.export')
     assert has_fft(exported_ops(module.export(Fourier(), (torch.randn(4, 4),))))
+
+
+FX = [case(hcnet, **options) for options in HCNET] + VHEAT
+
+
+@pytest.mark.parametrize('make', FX)
+def test_symbolic_trace(make):
+    """At other sizes too, and with the checks of the model."""
+    model = make()
+    graph = torch.fx.symbolic_trace(model)
+    sizes = [(32, 48)] if model.__dict__.get('deploy_size') else [(32, 48), (43, 57)]
+    for size in sizes:
+        x = torch.randn(2, 3, *size)
+        close(graph(x), model(x))
+    with pytest.raises(ValueError, match='takes images of shape'):
+        graph(torch.randn(3, 32, 48))
+    with pytest.raises(ValueError, match='at least 8, got 32x7|folded this VHeat'):
+        graph(torch.randn(1, 3, 32, 7))
+
+
+@pytest.mark.parametrize('make', [hcnet, vheat])
+def test_symbolic_trace_learns_and_masks(make):
+    model = make(mask_token=True, drop_path_rate=0.5)
+    graph = torch.fx.symbolic_trace(model.train())
+    x, mask = torch.randn(4, 3, 32, 48), torch.randint(2, (4, 8, 12))
+    found = []
+    for each in (model, graph):
+        torch.manual_seed(0)
+        maps = each(x, mask)
+        gradients = torch.autograd.grad(sum(y.square().sum() for y in maps), model.parameters())
+        found.append((*maps, *gradients))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
+    # Whether samples are dropped is asked when the graph runs.
+    close(graph.eval()(x, mask), model.eval()(x, mask))
+
+
+@pytest.mark.parametrize('drop_prob', [0.0, 0.5])
+def test_drop_path_in_a_graph_follows_the_mode(drop_prob):
+    graph = torch.fx.symbolic_trace(nn.Sequential(DropPath(drop_prob)).eval())
+    x = torch.ones(1000, 2)
+    assert torch.equal(graph(x), x)
+    dropped = graph.train()(x)
+    assert set(dropped.unique().tolist()) == ({0.0, 2.0} if drop_prob else {1.0})
+    assert torch.equal(dropped[:, 0], dropped[:, 1])
+
+
+def with_batch_norms(model):
+    """The norms between stages replaced by batch norms that have seen something."""
+    for downsample in model.downsamples:
+        downsample.norm = nn.BatchNorm2d(16)
+    model.train()(torch.randn(4, 3, 32, 48))
+    return model.eval()
+
+
+@pytest.mark.parametrize('make', [hcnet, vheat])
+def test_efficient_conv_bn_eval(make):
+    """mmengine's, which folds a batch norm in eval mode into the convolution before it."""
+    model = with_batch_norms(make(drop_path_rate=0.5))
+    x = torch.randn(2, 3, 32, 48)
+    wanted = model(x)
+    # A Runner turns it on in training mode.
+    turn_on_efficient_conv_bn_eval(nn.ModuleDict(dict(backbone=model.train())), 'backbone')
+    targets = [node.target for node in model.forward.__self__.graph.nodes]
+    assert targets.count(efficient_conv_bn_eval_control) == len(model.downsamples)
+    close(model.eval()(x), wanted)

@@ -2,6 +2,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.fx
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -70,6 +71,45 @@ def check_recompute(recompute: bool) -> bool:
             f'recompute must be True (less memory) or False (less time), got {recompute!r}'
         )
     return recompute
+
+
+# torch.fx.symbolic_trace follows no decision about a tensor: a function that is wrapped stays one
+# call in its graph, and decides when the graph runs.
+@torch.fx.wrap
+def _checked_image(x: Tensor, min_size: int, family: str) -> Tensor:
+    """An image (B, C, H, W) that a backbone can take, in the layout of its layers."""
+    if x.dim() != 4:
+        raise ValueError(f'{family} takes images of shape (B, C, H, W), got {tuple(x.shape)}')
+    if min(x.shape[2:]) < min_size:
+        raise ValueError(
+            f'{family} needs H and W of at least {min_size}, got {x.shape[2]}x{x.shape[3]}: '
+            'resize or pad the image'
+        )
+    # Channels last: products over channels and depthwise convolutions need no other layout,
+    # and none of the layers changes it. An exported graph has layouts of its own, and vmap and
+    # forward-mode derivatives of torch's norms want the usual one.
+    if not is_exporting() and (is_compiling() or not is_transforming()):
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x
+
+
+@torch.fx.wrap
+def _hide(x: Tensor, mask: Tensor | None, mask_token: Tensor | None, family: str) -> Tensor:
+    """x (B, C, H, W) with mask_token (C,) where the mask (B, H, W) is 1."""
+    if mask is None:
+        return x
+    if mask_token is None:
+        raise ValueError(
+            f'this {family} has nothing to put where mask hides a pixel: build it with '
+            'mask_token=True'
+        )
+    if mask.shape != (x.shape[0], *x.shape[2:]):
+        raise ValueError(
+            f'mask must be (B, H/4, W/4) = {(x.shape[0], *x.shape[2:])}, got '
+            f"{tuple(mask.shape)}: the mask generator's model_patch_size is 4"
+        )
+    mask = mask[:, None].to(x.dtype)
+    return x * (1 - mask) + mask_token.to(x.dtype)[:, None, None] * mask
 
 
 class Stage(nn.ModuleList):
@@ -222,24 +262,10 @@ class HierarchicalBackbone(BaseModule):
             ValueError: H or W is too small, there is no batch axis, or there is a mask of another
                 size or without ``mask_token``.
         """
-        if x.dim() != 4:
-            raise ValueError(
-                f'{type(self).__name__} takes images of shape (B, C, H, W), got {tuple(x.shape)}'
-            )
-        if min(x.shape[2:]) < self.min_size:
-            raise ValueError(
-                f'{type(self).__name__} needs H and W of at least {self.min_size}, '
-                f'got {x.shape[2]}x{x.shape[3]}: resize or pad the image'
-            )
+        family = type(self).__name__
+        x = self.stem(_checked_image(x, self.min_size, family))
+        x = _hide(x, mask, self.mask_token, family)
         outs = []
-        # Channels last: products over channels and depthwise convolutions need no other layout,
-        # and none of the layers changes it. An exported graph has layouts of its own, and vmap and
-        # forward-mode derivatives of torch's norms want the usual one.
-        if not is_exporting() and (is_compiling() or not is_transforming()):
-            x = x.contiguous(memory_format=torch.channels_last)
-        x = self.stem(x)
-        if mask is not None:
-            x = self._hide(x, mask)
         for i, stage in enumerate(self.stages):
             if i > 0:
                 x = self.downsamples[i - 1](x)
@@ -249,20 +275,6 @@ class HierarchicalBackbone(BaseModule):
                 # order whatever the strides say, and a neck keeps the layout that it is given.
                 outs.append(getattr(self, f'norm{i}')(x).contiguous())
         return tuple(outs)
-
-    def _hide(self, x: Tensor, mask: Tensor) -> Tensor:
-        if self.mask_token is None:
-            raise ValueError(
-                f'this {type(self).__name__} has nothing to put where mask hides a pixel: build it '
-                'with mask_token=True'
-            )
-        if mask.shape != (x.shape[0], *x.shape[2:]):
-            raise ValueError(
-                f'mask must be (B, H/4, W/4) = {(x.shape[0], *x.shape[2:])}, got '
-                f"{tuple(mask.shape)}: the mask generator's model_patch_size is 4"
-            )
-        mask = mask[:, None].to(x.dtype)
-        return x * (1 - mask) + self.mask_token.to(x.dtype)[:, None, None] * mask
 
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
         """What all blocks of stage i take besides the map x (B, C, H, W): here nothing."""

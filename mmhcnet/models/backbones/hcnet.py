@@ -34,7 +34,7 @@ class HcBlock(nn.Module):
         self.fused = True
 
     def forward(self, z: Tensor) -> Tensor:
-        if may_fuse(self):
+        if may_fuse(self, z):
             return self._fused(z)
         return self.refinement(self.conduction(z))
 

@@ -2,6 +2,7 @@ import functools
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from mmhcnet.models.fusion import may_fuse
@@ -24,6 +25,17 @@ ARCHS = {
         embed_dims=[128, 256, 512, 1024], depths=[2, 2, 18, 2], post_norm=True, layer_scale=1e-5
     ),
 }
+
+
+@torch.fx.wrap
+def _of_size(x: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """x (B, C, H, W), an image that a VHeat takes which is folded for a size, or not at all."""
+    if x.dim() == 4 and size not in (None, tuple(x.shape[2:])):
+        raise ValueError(
+            f'switch_to_deploy() folded this VHeat for images of {size[0]}x{size[1]}, got '
+            f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again'
+        )
+    return x
 
 
 class VHeatBlock(nn.Module):
@@ -81,7 +93,7 @@ class VHeatBlock(nn.Module):
     def forward(self, x: Tensor, freq_embed: Tensor | None) -> Tensor:
         """(B, C, H, W) and (H, W, C) -> (B, C, H, W)."""
         x = x.permute(0, 2, 3, 1)  # (B, H, W, C)
-        if may_fuse(self):
+        if may_fuse(self, x):
             x = self._fused(x.contiguous(), freq_embed)
         elif self.post_norm:
             x = self._add(x, self.norm1(self.conduction(x, freq_embed)), self.gamma1)
@@ -243,7 +255,7 @@ class VHeat(HierarchicalBackbone):
 
     def stage_inputs(self, i: int, x: Tensor) -> tuple:
         """The frequency embedding of stage i, (H, W, C) for the map x (B, C, H, W), or None."""
-        return (None if self.freq_embed is None else self.freq_embed.at(i, tuple(x.shape[2:])),)
+        return (None if self.freq_embed is None else self.freq_embed.at(i, x.shape[2:]),)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         # An embedding is an input of all blocks of its stage: it counts with the first one.
@@ -259,13 +271,7 @@ class VHeat(HierarchicalBackbone):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """As :class:`HierarchicalBackbone`'s; after :meth:`switch_to_deploy` for one size only."""
-        if self.deploy_size not in (None, tuple(x.shape[2:])):
-            height, width = self.deploy_size
-            raise ValueError(
-                f'switch_to_deploy() folded this VHeat for images of {height}x{width}, got '
-                f'{x.shape[2]}x{x.shape[3]}: rebuild the model and load its weights again'
-            )
-        return super().forward(x, mask)
+        return super().forward(_of_size(x, self.deploy_size), mask)
 
     def switch_to_deploy(self, input_size: int | tuple[int, int]) -> None:
         """Folds ``freq_embed`` and ``to_k`` into one decay table per block, for one image size.

@@ -1,5 +1,14 @@
 import torch
+import torch.fx
 from torch import Tensor, nn
+
+from mmhcnet.tracing import is_symbolic
+
+
+@torch.fx.wrap
+def _ones(x: Tensor) -> Tensor:
+    """One for each sample of x (B, ...): (B, 1, ...)."""
+    return x.new_ones(x.shape[0], *(1,) * (x.dim() - 1))
 
 
 class DropPath(nn.Module):
@@ -20,6 +29,10 @@ class DropPath(nn.Module):
         if not 0 <= drop_prob < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_prob}')
         self.drop_prob = drop_prob
+        # torch's layer, because a graph of torch.fx calls torch's own layers only: they alone are
+        # asked whether they are in training when it runs, not when it is made. Registered as None,
+        # too, so that compiled blocks with and without it share a graph.
+        self.register_module('dropout', nn.Dropout(drop_prob) if drop_prob > 0 else None)
         self.keep: Tensor | None = None
 
     def share_graphs(self, device: torch.device) -> None:
@@ -29,6 +42,7 @@ class DropPath(nn.Module):
         layers of all probabilities.
         """
         self.keep = torch.tensor(1 - self.drop_prob, device=device)
+        self.dropout = None
 
     def factors(self, x: Tensor) -> Tensor | None:
         """What the samples of x (B, ...) are multiplied by, (B,), or None for 1."""
@@ -36,13 +50,15 @@ class DropPath(nn.Module):
             return None
         if self.keep is not None:
             return (torch.bernoulli(self.keep.expand(x.shape[0])) / self.keep).to(x.dtype)
-        if self.drop_prob == 0:
-            return None
-        keep = 1 - self.drop_prob
-        return x.new_empty(x.shape[0]).bernoulli_(keep) / keep
+        return None if self.dropout is None else self.dropout(x.new_ones(x.shape[0]))
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (B, ...), any shape; returns the same shape and dtype."""
+        if is_symbolic(x):
+            return x if self.dropout is None else x * self.dropout(_ones(x))
+        if not self.training and self.dropout is not None:
+            # It gives back what it gets, and hooks on it are called.
+            return self.dropout(x)
         factors = self.factors(x)
         return x if factors is None else x * factors.view(-1, *(1,) * (x.dim() - 1))
 

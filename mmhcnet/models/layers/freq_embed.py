@@ -1,12 +1,15 @@
 from collections.abc import Sequence
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
 
-def _resize(embedding: Tensor, size: tuple[int, int]) -> Tensor:
+@torch.fx.wrap
+def _resize(embedding: Tensor, size: Sequence[int]) -> Tensor:
+    size = tuple(size)
     if embedding.shape[:2] == size:
         return embedding
     embedding = embedding.permute(2, 0, 1)[None]  # (1, C, H, W)
@@ -37,7 +40,7 @@ class FreqEmbed(nn.ParameterList):
         for parameter in self:
             nn.init.trunc_normal_(parameter, std=0.02)
 
-    def at(self, stage: int, size: tuple[int, int]) -> Tensor:
+    def at(self, stage: int, size: Sequence[int]) -> Tensor:
         """The embedding of a stage for maps of H, W = ``size``: (H, W, C)."""
         return _resize(self[stage], size)
 

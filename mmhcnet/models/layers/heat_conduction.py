@@ -1,10 +1,14 @@
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from mmhcnet.ops import heat_step
 
 from .drop_path import DropPath
 from .rate import parse_k
+
+# Its checks of shapes are of the run, not of a trace.
+torch.fx.wrap('heat_step')
 
 STENCILS = ('anisotropic', 'isotropic')
 K_MODES = ('input_dependent', 'learnable')

@@ -1,4 +1,5 @@
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -6,6 +7,10 @@ from mmhcnet.ops import heat_spectral, spectral_decay
 from mmhcnet.ops.precision import no_autocast
 
 from .rate import parse_k
+
+# Their checks of shapes are of the run, not of a trace.
+torch.fx.wrap('heat_spectral')
+torch.fx.wrap('spectral_decay')
 
 K_MODES = ('frequency', 'learnable')
 
