@@ -21,8 +21,10 @@ LEAVES = sorted(
 )
 PAPER = [name for name in LEAVES if 'digits' not in name]
 OURS = [name for name in LEAVES if 'hcnet' in name or 'vheat' in name]
+# A 3x recipe has the model of its 1x recipe.
+DIFFERENT = [name for name in LEAVES if '_3x' not in name]
 # An ablation differs from its base in one setting of the backbone; T's are run, B's only built.
-RUN = [name for name in LEAVES if 'ablations/hcnet_b' not in name]
+RUN = [name for name in DIFFERENT if 'ablations/hcnet_b' not in name]
 WITH_DATA = [name for name in LEAVES if 'ablations' not in name]
 SIZES = dict(t='tiny', s='small', b='base')
 FAMILIES = dict(hcnet=HCNET_ARCHS, vheat=VHEAT_ARCHS)
@@ -45,6 +47,21 @@ def with_one_block_a_stage(cfg, embed_dims=None):
     if not isinstance(arch, dict):
         arch = FAMILIES[backbone.type.split('.')[1].lower()][arch]
     backbone.arch = dict(arch, depths=[1, 1, 1, 1], embed_dims=embed_dims or arch['embed_dims'])
+
+
+def narrow(cfg):
+    """Make the model of a config small: one block a stage, and few channels everywhere."""
+    dims, model = [16, 24, 32, 48], cfg.model
+    with_one_block_a_stage(cfg, dims)
+    if cfg.default_scope == 'mmpretrain':
+        model.head.in_channels = dims[-1]
+    elif cfg.default_scope == 'mmdet':
+        if model.backbone.type != 'ResNet':
+            model.neck.in_channels = dims
+        model.roi_head.bbox_head.fc_out_channels = model.roi_head.mask_head.conv_out_channels = 32
+    else:
+        model.decode_head.in_channels, model.auxiliary_head.in_channels = dims, dims[2]
+        model.decode_head.channels = model.auxiliary_head.channels = 32
 
 
 @pytest.fixture(scope='module')
@@ -99,19 +116,35 @@ def test_unknown_config_lists_those_there_are():
         mmhcnet.config('detection/mask_rcnn_hcnet_t_2x.py')
 
 
-@pytest.mark.parametrize('name', LEAVES)
-def test_channels_of_heads_fit_the_backbone(name):
+@pytest.mark.parametrize('name', DIFFERENT)
+def test_channels_fit(name):
+    """Of backbone, neck and heads, all of them as they are."""
     cfg = load(name)
     with torch.device('meta'):
-        backbone = MODELS.build(cfg.model.backbone)
-        channels = [out.shape[1] for out in backbone(torch.zeros(1, 3, 64, 64))]
+        model = MODELS.build(cfg.model).eval()
+        image = torch.zeros(2, 3, 64, 64)
+        channels = [out.shape[1] for out in model.backbone(image)]
+        maps = model.extract_feat(image)
+        if cfg.default_scope == 'mmdet':
+            rois = torch.zeros(3, cfg.model.neck.out_channels, 7, 7)
+            boxes, _ = model.roi_head.bbox_head(rois)
+            masks = model.roi_head.mask_head(rois)
+            rpn, _ = model.rpn_head(maps)
     if cfg.default_scope == 'mmpretrain':
         assert [cfg.model.head.in_channels] == channels
+        assert model.head(maps).shape == (2, cfg.model.head.num_classes)
     elif cfg.default_scope == 'mmdet':
         assert cfg.model.neck.in_channels == channels
+        classes = cfg.model.roi_head.bbox_head.num_classes
+        assert len(rpn) == len(cfg.model.rpn_head.anchor_generator.strides)
+        assert boxes.shape == (3, classes + 1)
+        agnostic = cfg.model.roi_head.mask_head.get('class_agnostic', False)
+        assert masks.shape[:2] == (3, 1 if agnostic else classes)
     else:
         assert cfg.model.decode_head.in_channels == channels
         assert cfg.model.auxiliary_head.in_channels == channels[2]
+        for head in (model.decode_head, model.auxiliary_head):
+            assert head(maps).shape[:2] == (2, cfg.model.decode_head.num_classes)
 
 
 @pytest.mark.parametrize('name, family, size', named('classification', '{}_{}_in1k.py'))
@@ -198,6 +231,8 @@ def test_coco_recipe(size, family, length, epochs, milestones):
     if length == '1x':
         assert [t.scale for t in pipeline if t.type == 'Resize'] == [(1333, 800)]
     else:
+        shorter = load(f'detection/mask_rcnn_{family}_{size}_1x.py')
+        assert cfg.model == shorter.model and cfg.optim_wrapper == shorter.optim_wrapper
         plain, cropped = [t for t in pipeline if t.type == 'RandomChoice'][0].transforms
         assert [s[0] for s in plain[0].scales] == list(range(480, 801, 32))
         assert [t.type for t in cropped] == [
@@ -303,8 +338,7 @@ def test_pipelines_read_the_data(name, digits):
 @pytest.mark.parametrize('name', RUN)
 def test_trains_one_step_and_predicts(name, digits):
     cfg = load(name)
-    # One block a stage, but the channels as they are: so the heads are those of the config.
-    with_one_block_a_stage(cfg)
+    narrow(cfg)
     if 'data_preprocessor' in cfg and 'data_preprocessor' not in cfg.model:
         cfg.model.data_preprocessor = dict(type='ClsDataPreprocessor', **cfg.data_preprocessor)
     # The digits' own pipelines: small images, to which every model must be able to reduce.
@@ -316,8 +350,17 @@ def test_trains_one_step_and_predicts(name, digits):
         }[cfg.default_scope]
     )
     point_to(small, digits)
+    # Scenes of a quarter of their pixels, and few boxes.
+    if cfg.default_scope != 'mmpretrain':
+        for split in ('train', 'val'):
+            pipeline = small[f'{split}_dataloader'].dataset.pipeline
+            pipeline.insert(-1, dict(type='Resize', scale=(64, 64)))
+    if cfg.default_scope == 'mmdet':
+        cfg.model.train_cfg.rcnn.sampler.num = 16
+        cfg.model.train_cfg.rpn_proposal.max_per_img = 50
+        cfg.model.test_cfg.rpn.max_per_img = 50
     if cfg.default_scope == 'mmseg':
-        cfg.model.data_preprocessor.size = (128, 128)
+        cfg.model.data_preprocessor.size = (64, 64)
         for head in (cfg.model.decode_head, cfg.model.auxiliary_head):
             head.norm_cfg = dict(type='BN')
     model = MODELS.build(cfg.model)

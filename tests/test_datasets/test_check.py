@@ -36,12 +36,6 @@ def scenes(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def without_collection(monkeypatch):
-    """Each data set collects garbage once, which takes most of the time of these tests."""
-    monkeypatch.setattr('mmengine.dataset.base_dataset.gc.collect', lambda: 0)
-
-
 @pytest.fixture
 def data(scenes, tmp_path):
     """A copy of the scenes to break."""
