@@ -15,6 +15,7 @@ from __future__ import print_function
 
 import argparse
 import contextlib
+import datetime
 import fcntl
 import glob
 import hashlib
@@ -30,25 +31,32 @@ import sysconfig
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-STATE = 'mmhcnet-env.json'
-LOG = 'setup.log'
-TEMPORARY = 'tmp'
+# Below it, as the commands are run there.
+BUILD, TORCH = 'requirements/build.txt', 'requirements/torch.txt'
+LOCK = 'requirements/lock-{}.txt'
+# In an environment: its Python, what it was made for, the output of the commands, files of pip.
+PYTHON, STATE, LOG, TEMPORARY = 'bin/python', 'mmhcnet-env.json', 'setup.log', 'tmp'
+
+# The newest Python 3 of each stack. torch 2.1, the newest that mmcv 2.1 compiles against, exists
+# for no Python after 3.11.
+NEWEST = {'onedl': 13, 'openmmlab': 11}
 
 # The finished environment takes 8 GB, and 4 GB of downloads are next to it until they are
-# installed. pip's cache keeps these 4 GB as well, if there is room.
-DISK_GB = 12
-CACHE_GB = 4
-# With torch in place, only the smaller packages and the compiler's files are still to come.
-DISK_GB_AFTER_TORCH = 3
+# installed. pip's cache keeps these 4 GB as well, if there is room. With torch in place, only the
+# smaller packages and the compiler's files are still to come.
+DISK_GB, CACHE_GB, DISK_GB_AFTER_TORCH = 12, 4, 3
 
 # Seconds between two lines of progress.
 HEARTBEAT = 20
 
+# What to do about a step that fails.
 NETWORK = 'most often the network failed: run the same command again, it goes on where it stopped'
 COMPILE = (
     'if the compiler was killed, memory ran out: run it again with MAX_JOBS=1 in front; if '
     'a download failed, run it again as it is'
 )
+OPERATORS = 'mmcv\'s operators do not work with this torch'
+UNEXPECTED = 'see the lines above'
 
 # Prints "cpu", "cuda", or why there is a GPU that the operators cannot be compiled for.
 PROBE_GPU = r'''
@@ -80,9 +88,15 @@ for device in sys.argv[1:]:
 
 CHECK_LIBRARIES = 'import torchvision, mmengine, mmcv, mmdet, mmseg, mmpretrain'
 
+# Lines of ninja's and pip's output that say how far it is.
+PROGRESS = (
+    r'\s*(?:\[(\d+)/(\d+)\]|'
+    r'(Downloading \S+|Installing collected packages|Building wheel for \S+))'
+)
 
-class SetupError(Exception):
-    """What is wrong and how to fix it, in one sentence."""
+
+class SetupError(SystemExit):
+    """Ends the set-up with what is wrong and how to fix it, in one sentence."""
 
 
 class StepError(SetupError):
@@ -93,29 +107,20 @@ class StepError(SetupError):
 
 
 def check_python(version, executable, stack):
-    # torch 2.1, the newest that mmcv 2.1 compiles against, exists for no Python after 3.11.
-    newest, names = (
-        ((3, 11), '3.10 or 3.11') if stack == 'openmmlab' else ((3, 13), '3.10, 3.11, 3.12 or 3.13')
-    )
-    if not (3, 10) <= tuple(version[:2]) <= newest:
-        raise SetupError(
-            'This is Python {}.{} ({}), and Python {} is needed: install one, or '
-            'name it, as in: make test PYTHON=/path/to/python3.11'.format(
-                version[0], version[1], executable, names
-            )
+    if stack not in NEWEST:
+        text = 'There is no stack "{}": STACK is one of: {}.'
+        raise SetupError(text.format(stack, ', '.join(sorted(NEWEST))))
+    fit = ['3.{}'.format(minor) for minor in range(10, NEWEST[stack] + 1)]
+    this = '{}.{}'.format(*version[:2])
+    if this not in fit:
+        text = (
+            'This is Python {} ({}), and Python {} or {} is needed: install one, or name it, as '
+            'in: make test PYTHON=/path/to/python3.11'
         )
+        raise SetupError(text.format(this, executable, ', '.join(fit[:-1]), fit[-1]))
 
 
-def check_stack(stack):
-    locks = glob.glob(os.path.join(ROOT, 'requirements', 'lock-*.txt'))
-    stacks = sorted(os.path.basename(lock)[len('lock-') : -len('.txt')] for lock in locks)
-    if stack not in stacks:
-        raise SetupError(
-            'There is no stack "{}": STACK is one of: {}.'.format(stack, ', '.join(stacks))
-        )
-
-
-def check_venv(venv, stack, python):
+def check_venv(venv, wanted):
     """Take a folder only if it is new, empty, or ours and made for the same stack and Python."""
     if not os.path.lexists(venv) or os.path.isdir(venv) and not os.listdir(venv):
         return
@@ -125,14 +130,13 @@ def check_venv(venv, stack, python):
             '{} exists and was not made by this set-up, so it is left as it is: remove it, or '
             'name another folder, as in: make test VENV=.venv-mmhcnet'.format(venv)
         )
-    for what, wanted in (('python', python), ('stack', stack)):
-        if state.get(what) != wanted:
-            raise SetupError(
+    for what, name in sorted(wanted.items()):
+        if state.get(what) != name:
+            text = (
                 '{0} was made for {1} {2}, and this is {1} {3}: remove it (rm -rf {0}), or name '
-                'another folder, as in: make test VENV=.venv-{3}'.format(
-                    venv, what, state.get(what), wanted
-                )
+                'another folder, as in: make test VENV=.venv-{3}'
             )
+            raise SetupError(text.format(venv, what, state.get(what), name))
 
 
 def check_ensurepip(python):
@@ -140,29 +144,19 @@ def check_ensurepip(python):
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
     except ImportError:
-        raise missing(
-            'Python {} lacks the modules that make virtual environments'.format(python),
-            'python{}-venv'.format(python),
+        raise SetupError(
+            'Python {0} lacks the modules that make virtual environments: install them (Debian, '
+            'Ubuntu: apt install python{0}-venv) and run this again.'.format(python)
         )
 
 
 def check_headers(python, include):
     if not os.path.isfile(os.path.join(include, 'Python.h')):
-        raise missing(
-            'The C headers of Python {} are missing ({}/Python.h), and mmcv\'s operators are '
-            'compiled with them'.format(python, include),
-            'python{}-dev'.format(python),
-            'python3-devel',
+        raise SetupError(
+            'The C headers of Python {0} are missing ({1}/Python.h), and mmcv\'s operators are '
+            'compiled with them: install them (Debian, Ubuntu: apt install python{0}-dev; '
+            'Fedora: dnf install python3-devel) and run this again.'.format(python, include)
         )
-
-
-def missing(what, debian, fedora=None):
-    """What is wrong, and the system's package that fixes it."""
-    return SetupError(
-        '{}: install it (Debian, Ubuntu: apt install {}{}) and run this again.'.format(
-            what, debian, '; Fedora: dnf install ' + fedora if fedora else ''
-        )
-    )
 
 
 def find_compiler(environ):
@@ -170,12 +164,10 @@ def find_compiler(environ):
     for name in names:
         if shutil.which(shlex.split(name)[0], path=environ.get('PATH')):
             return name
-    raise missing(
-        'No C++ compiler was found ({}), and mmcv\'s operators have to be compiled'.format(
-            ' or '.join(names)
-        ),
-        'g++',
-        'gcc-c++',
+    raise SetupError(
+        'No C++ compiler was found ({}), and mmcv\'s operators have to be compiled: install one '
+        '(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) and run this '
+        'again.'.format(' or '.join(names))
     )
 
 
@@ -186,20 +178,21 @@ def free_gb(folder):
 
 
 def check_disk(venv):
-    wanted = DISK_GB_AFTER_TORCH if glob.glob(site_packages(venv, 'torch')) else DISK_GB
+    wanted = DISK_GB_AFTER_TORCH if in_site_packages(venv, 'torch') else DISK_GB
     free = free_gb(venv)
     if free < wanted:
-        raise SetupError(
+        text = (
             '{} needs {} GB of free disk, and there are {:.1f} GB: free some, or name a folder on '
-            'another disk, as in: make test VENV=/path/to/venv'.format(venv, wanted, free)
+            'another disk, as in: make test VENV=/path/to/venv'
         )
+        raise SetupError(text.format(venv, wanted, free))
 
 
 # What is known of an environment
 
 
-def site_packages(venv, pattern):
-    return os.path.join(glob.escape(venv), 'lib', 'python3*', 'site-packages', pattern)
+def in_site_packages(venv, pattern):
+    return glob.glob(os.path.join(glob.escape(venv), 'lib/python3*/site-packages', pattern))
 
 
 def read_state(venv):
@@ -218,30 +211,19 @@ def write_state(venv, state):
     os.replace(path + '.new', path)
 
 
-def requirements(name):
-    return os.path.join(ROOT, 'requirements', name + '.txt')
-
-
-def stamp(stack, python):
+def stamp(state):
     """A hash of all that decides what is installed, this folder included: its install is
     editable."""
-    digest = hashlib.sha256('\n'.join((ROOT, stack, python)).encode())
-    for path in [requirements(name) for name in ('build', 'torch', 'lock-' + stack)] + [
-        os.path.join(ROOT, 'setup.py'),
-        os.path.join(ROOT, 'pyproject.toml'),
-    ]:
-        if os.path.exists(path):
-            with open(path, 'rb') as file:
+    digest = hashlib.sha256('\n'.join((ROOT, state['stack'], state['python'])).encode())
+    for name in (BUILD, TORCH, LOCK.format(state['stack']), 'setup.py', 'pyproject.toml'):
+        if os.path.exists(os.path.join(ROOT, name)):
+            with open(os.path.join(ROOT, name), 'rb') as file:
                 digest.update(file.read())
     return digest.hexdigest()
 
 
-def venv_python(venv):
-    return os.path.join(venv, 'bin', 'python')
-
-
 def is_complete(venv, wanted):
-    return os.path.exists(venv_python(venv)) and read_state(venv) == wanted
+    return os.path.exists(os.path.join(venv, PYTHON)) and read_state(venv) == wanted
 
 
 # Running commands
@@ -251,26 +233,16 @@ def say(text):
     print(text, flush=True)
 
 
-def clock(seconds):
-    return '{}:{:02d}'.format(int(seconds) // 60, int(seconds) % 60)
-
-
-def tail(path, start, size):
-    with open(path, 'rb') as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(start, end - size))
-        return file.read().decode(errors='replace').splitlines()
+def since(begun):
+    return datetime.timedelta(seconds=int(time.time() - begun))
 
 
 def progress(lines):
     """The newest line of pip's or ninja's output that says how far it is."""
-    known = (
-        r'\s*(?:\[(\d+)/(\d+)\]'
-        r'|(Downloading \S+|Installing collected packages|Building wheel for \S+))'
-    )
-    for match in filter(None, (re.match(known, line) for line in reversed(lines))):
-        done, count, other = match.groups()
-        return other or 'compiled {} of {}'.format(done, count)
+    for line in reversed(lines):
+        match = re.match(PROGRESS, line)
+        if match:
+            return match.group(3) or 'compiled {} of {}'.format(*match.groups())
     return ''
 
 
@@ -278,10 +250,7 @@ class Steps(object):
     """The steps of a set-up: their output goes to the log, how far they are to the terminal."""
 
     def __init__(self, count, log, env):
-        self.count = count
-        self.log = log
-        self.env = env
-        self.number = 0
+        self.count, self.log, self.env, self.number = count, log, env, 0
 
     @contextlib.contextmanager
     def step(self, title):
@@ -289,46 +258,38 @@ class Steps(object):
         say('[{}/{}] {}'.format(self.number, self.count, title))
         begun = time.time()
         yield
-        say('      done in {}'.format(clock(time.time() - begun)))
+        say('      done in {}'.format(since(begun)))
 
     def run(self, command, cure, **env):
         """Run a command; raise StepError with the end of its output shown if it fails."""
-        self.log.write('\n$ {}\n'.format(' '.join(shlex.quote(word) for word in command)).encode())
+        self.log.write('\n$ {}\n'.format(' '.join(map(shlex.quote, command))).encode())
         self.log.flush()
-        start = self.log.tell()
-        begun = beat = time.time()
+        start, begun = self.log.tell(), time.time()
         # A session of its own: when the set-up is stopped, the compilers must stop with it.
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=dict(self.env, **env),
-            stdin=subprocess.DEVNULL,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        where = dict(cwd=ROOT, env=dict(self.env, **env), start_new_session=True)
+        streams = dict(stdin=subprocess.DEVNULL, stdout=self.log, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, **dict(where, **streams))
         try:
-            while process.poll() is None:
-                time.sleep(0.1)
-                if time.time() - beat >= HEARTBEAT:
-                    beat = time.time()
-                    say(
-                        '      {}  {}'.format(
-                            clock(beat - begun), progress(tail(self.log.name, start, 200000))
-                        )
-                    )
+            while process.returncode is None:
+                try:
+                    process.wait(HEARTBEAT)
+                except subprocess.TimeoutExpired:
+                    say('      {}  {}'.format(since(begun), progress(self._output(start))))
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGTERM)
                 process.wait()
         if process.returncode:
-            for line in tail(self.log.name, start, 20000)[-20:]:
+            for line in self._output(start)[-20:]:
                 say('    | ' + line[:200])
-            raise StepError(
-                'Step {} of {} failed: {}. The whole output is in {}.'.format(
-                    self.number, self.count, cure, self.log.name
-                )
-            )
+            text = 'Step {} of {} failed: {}. The whole output is in {}.'
+            raise StepError(text.format(self.number, self.count, cure, self.log.name))
+
+    def _output(self, start):
+        """The lines that the log holds from a position on."""
+        with open(self.log.name, 'rb') as file:
+            file.seek(start)
+            return file.read().decode(errors='replace').splitlines()
 
 
 @contextlib.contextmanager
@@ -349,10 +310,8 @@ def locked_log(venv):
 
 
 def has_pip(venv):
-    python = venv_python(venv)
-    return os.path.exists(python) and not subprocess.call(
-        [python, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    python = os.path.join(venv, PYTHON)
+    return os.path.exists(python) and in_site_packages(venv, 'pip-*.dist-info/RECORD')
 
 
 def empty(venv):
@@ -365,20 +324,14 @@ def empty(venv):
             os.remove(path)
 
 
-def drop_half_installed(venv):
-    """pip writes RECORD last, and takes a package without it for complete all the same."""
-    for info in glob.glob(site_packages(venv, '*.dist-info')):
-        if not os.path.exists(os.path.join(info, 'RECORD')):
-            shutil.rmtree(info)
-
-
 def child_environment(venv, compiler, temporary):
-    env = dict(os.environ, MMCV_WITH_OPS='1', TMPDIR=temporary, CXX=compiler)
     # A compiler takes up to 2.5 GB; mmcv's own choice is at least four at once.
     memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    env.setdefault('MAX_JOBS', str(max(1, min(os.cpu_count(), memory // 2500000000))))
+    jobs = max(1, min(os.cpu_count(), memory // 2500000000))
+    env = dict({'MAX_JOBS': str(jobs)}, **os.environ)
+    env.update(MMCV_WITH_OPS='1', TMPDIR=temporary, CXX=compiler)
     # The compilation calls `ninja`, which is installed there.
-    env['PATH'] = os.pathsep.join((os.path.join(venv, 'bin'), os.environ.get('PATH', os.defpath)))
+    env['PATH'] = os.pathsep.join((os.path.join(venv, 'bin'), env.get('PATH', os.defpath)))
     for name in ('PYTHONPATH', 'PYTHONHOME'):  # packages found there would pass for installed ones
         env.pop(name, None)
     return env
@@ -386,12 +339,10 @@ def child_environment(venv, compiler, temporary):
 
 def operator_target(venv, env):
     """The devices that the operators are compiled for, and the variables that see to it."""
+    command = [os.path.join(venv, PYTHON), '-c', PROBE_GPU]
     try:
         answer = subprocess.check_output(
-            [venv_python(venv), '-c', PROBE_GPU],
-            env=env,
-            universal_newlines=True,
-            stderr=subprocess.DEVNULL,
+            command, env=env, universal_newlines=True, stderr=subprocess.DEVNULL
         ).strip()
     except subprocess.CalledProcessError:
         raise SetupError('torch does not run in {}: remove it and run this again.'.format(venv))
@@ -405,62 +356,56 @@ def operator_target(venv, env):
     return ['cpu'], {'CUDA_VISIBLE_DEVICES': ''}
 
 
-def mmcv_pin(lock):
-    with open(lock) as file:
-        return re.search(r'^\S*\bmmcv==\S+$', file.read(), re.M).group()
-
-
 def install(venv, stack, steps):
-    python = venv_python(venv)
+    python, lock = os.path.join(venv, PYTHON), LOCK.format(stack)
     pip = [python, '-m', 'pip', 'install', '--disable-pip-version-check', '--no-input']
-    lock = requirements('lock-' + stack)
 
     with steps.step('virtual environment'):
         if not has_pip(venv):
             empty(venv)
             # This Python may be the environment's own, which has just been removed.
-            steps.run([sys._base_executable, '-m', 'venv', venv], 'see the lines above')
-        drop_half_installed(venv)
+            steps.run([sys._base_executable, '-m', 'venv', venv], UNEXPECTED)
+        # pip writes RECORD last, and takes a package without it for complete all the same.
+        for info in in_site_packages(venv, '*.dist-info'):
+            if not os.path.exists(os.path.join(info, 'RECORD')):
+                shutil.rmtree(info)
     with steps.step('build tools'):
-        steps.run(pip + ['-r', requirements('build'), '-c', lock], NETWORK)
+        steps.run(pip + ['-r', BUILD, '-c', lock], NETWORK)
     with steps.step('torch and CUDA libraries, a download of up to 4 GB'):
         cache = [] if free_gb(venv) > DISK_GB + CACHE_GB else ['--no-cache-dir']
-        steps.run(pip + cache + ['-r', requirements('torch'), '-c', lock], NETWORK)
+        steps.run(pip + cache + ['-r', TORCH, '-c', lock], NETWORK)
+    build = pip + ['--no-build-isolation', '--no-deps']
     with steps.step(
         'OpenMMLab libraries; mmcv\'s operators are compiled, once, which takes about '
         '7 minutes on 2 cores'
     ):
         devices, target = operator_target(venv, steps.env)
-        build = pip + ['--verbose', '--no-build-isolation', '--no-deps']
-        steps.run(build + ['-r', lock], COMPILE, **target)
+        steps.run(build + ['--verbose', '-r', lock], COMPILE, **target)
     with steps.step('mmhcnet itself'):
-        steps.run(pip + ['--no-build-isolation', '--no-deps', '-e', ROOT], 'see the lines above')
+        steps.run(build + ['-e', ROOT], UNEXPECTED)
     with steps.step('a try of every library'):
-        operators = (
-            [python, '-c', CHECK_OPERATORS] + devices,
-            'mmcv\'s operators do not work with this torch',
-        )
+        check = [python, '-c', CHECK_OPERATORS] + devices
         try:
-            steps.run(*operators)
+            steps.run(check, OPERATORS)
         except StepError:
             say(
                 '      mmcv\'s operators fail as above. pip keeps what it has built, and hands it '
                 'out whatever torch it was built against: compiling once more.'
             )
-            steps.run(
-                build + ['--no-cache-dir', '--force-reinstall', mmcv_pin(lock)], COMPILE, **target
-            )
-            steps.run(*operators)
+            with open(os.path.join(ROOT, lock)) as file:
+                mmcv = re.search(r'^\S*\bmmcv==\S+$', file.read(), re.MULTILINE).group()
+            again = ['--verbose', '--no-cache-dir', '--force-reinstall', mmcv]
+            steps.run(build + again, COMPILE, **target)
+            steps.run(check, OPERATORS)
         steps.run([python, '-c', CHECK_LIBRARIES], 'remove {} and run this again'.format(venv))
 
 
 def set_up(venv, stack):
     """Make the environment, or complete it; do nothing if it is complete."""
     python = '{}.{}'.format(*sys.version_info[:2])
-    check_stack(stack)
-    check_venv(venv, stack, python)
     state = dict(python=python, stack=stack)
-    complete = dict(state, stamp=stamp(stack, python))
+    check_venv(venv, state)
+    complete = dict(state, stamp=stamp(state))
     if is_complete(venv, complete):
         return
     check_ensurepip(python)
@@ -487,36 +432,23 @@ def set_up(venv, stack):
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         write_state(venv, complete)
-        say('{} is ready, after {}.'.format(venv, clock(time.time() - begun)))
+        say('{} is ready, after {}.'.format(venv, since(begun)))
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument(
-        '--venv',
-        default=os.path.join(ROOT, '.venv'),
-        metavar='DIR',
-        help='the environment (default: .venv next to the Makefile)',
-    )
-    parser.add_argument(
-        '--stack',
-        default='onedl',
-        metavar='NAME',
-        help='which pinned stack to install (default: onedl)',
-    )
+    add = parser.add_argument
+    add('--venv', default=os.path.join(ROOT, '.venv'), metavar='DIR', help='the environment')
+    add('--stack', default='onedl', metavar='NAME', help='its packages: ' + ', '.join(NEWEST))
+    args = parser.parse_args()
+    check_python(sys.version_info, sys.executable, args.stack)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        args = parser.parse_args()
-        check_python(sys.version_info, sys.executable, args.stack)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         set_up(os.path.abspath(args.venv), args.stack)
-    except SetupError as error:
-        print(error, file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print('Stopped: run the same command again, it goes on from here.', file=sys.stderr)
-        return 130
-    return 0
+        sys.exit(130)
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()
