@@ -74,30 +74,44 @@ def test_lock_holds_what_the_requirement_files_name(stack):
         assert {line for line in lines if not line.startswith('#')} <= set(lock)
 
 
-def test_lock_is_complete():
-    """Without --no-deps pip would find nothing to add, save the opencv that is left out."""
+@pytest.fixture
+def installed_stack():
+    """The stack that make has installed in this environment."""
     if not os.path.exists(os.path.join(sys.prefix, 'mmhcnet-env.json')):
         pytest.skip('this Python is not of an environment that make has made')
+    return json.loads(Path(sys.prefix, 'mmhcnet-env.json').read_text())['stack']
+
+
+def fits(requirement, python=PYTHON):
+    environment = dict(extra='', python_version=python, python_full_version=f'{python}.0')
+    return requirement.marker is None or requirement.marker.evaluate(environment)
+
+
+@pytest.mark.parametrize('minor', range(10, 14))
+def test_lock_is_complete(installed_stack, module, minor):
+    """Without --no-deps pip would find nothing to add, save the opencv that is left out."""
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
-    stack = json.loads(Path(sys.prefix, 'mmhcnet-env.json').read_text())['stack']
-    lock = pins(f'lock-{stack}.txt')
-    wanted = set()
-    for line in (ROOT / 'requirements' / f'lock-{stack}.txt').read_text().splitlines():
-        if line.startswith('#') or not fits(Requirement(line)):
+    python = f'3.{minor}'
+    if minor > module.NEWEST[installed_stack]:
+        pytest.skip(f'the {installed_stack} stack is not for Python {python}')
+    versions = pins(f'lock-{installed_stack}.txt')
+    lines = (ROOT / 'requirements' / f'lock-{installed_stack}.txt').read_text().splitlines()
+    lock = [Requirement(line) for line in lines if not line.startswith('#')]
+    wanted, refuse = set(), []
+    for pin in lock:
+        # A package for other Pythons is not here to be asked.
+        if not fits(pin, python) or not fits(pin):
             continue
-        found = importlib.metadata.distribution(Requirement(line).name)
-        assert found.version.split('+')[0] == lock[normalised(found.metadata['Name'])]
-        wanted |= {
-            normalised(needed.name)
-            for needed in map(Requirement, found.requires or [])
-            if fits(needed)
-        }
-    assert wanted - set(lock) == {'opencv-python'}
-
-
-def fits(requirement):
-    return requirement.marker is None or requirement.marker.evaluate({'extra': ''})
+        found = importlib.metadata.distribution(pin.name)
+        assert found.version.split('+')[0] == versions[normalised(pin.name)]
+        if python not in SpecifierSet(found.metadata['Requires-Python'] or ''):
+            refuse.append(str(pin))
+        needed = map(Requirement, found.requires or [])
+        wanted |= {normalised(each.name) for each in needed if fits(each, python)}
+    assert refuse == []
+    assert wanted - {normalised(pin.name) for pin in lock if fits(pin, python)} == {'opencv-python'}
 
 
 # The checks that come before anything is written
