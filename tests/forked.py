@@ -4,9 +4,12 @@ import faulthandler
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import psutil
@@ -30,7 +33,25 @@ def _run(script, args, cwd, env, out, err):
     runpy.run_path(script, run_name='__main__')
 
 
-def run_forked(script, args, cwd, env=None, seconds=SECONDS):
+def _ranks(number, env):
+    """Variables of each process of a group, as torchrun sets them."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    group = dict(WORLD_SIZE=str(number), MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+    return [{**env, **group, 'RANK': str(i), 'LOCAL_RANK': str(i)} for i in range(number)]
+
+
+def _kill(processes):
+    for process in processes:
+        if process.exitcode is None:
+            for left in psutil.Process(process.pid).children(recursive=True):
+                left.kill()
+            process.kill()
+        process.join()
+
+
+def run_forked(script, args, cwd, env=None, seconds=SECONDS, ranks=None):
     """Run a Python script to its end; a script that runs longer than that fails the test.
 
     Args:
@@ -39,27 +60,33 @@ def run_forked(script, args, cwd, env=None, seconds=SECONDS):
         cwd (Path): Folder that it runs in.
         env (dict, optional): All of its variables; those that a library reads while it is imported
             are of the first call. Defaults to those of the test.
+        seconds (float): The time limit.
+        ranks (int, optional): Run so many processes of it, which find each other as those that
+            torchrun starts do. When one fails, the others are killed.
 
     Returns:
-        subprocess.CompletedProcess: With ``stdout`` and ``stderr`` as text.
+        subprocess.CompletedProcess: With ``stdout`` and ``stderr`` as text, of all ranks together.
     """
     command = [str(script), *map(str, args)]
-    processes = multiprocessing.get_context('forkserver')
-    processes.set_forkserver_preload([f'{__package__}.preloaded'])
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload([f'{__package__}.preloaded'])
+    env = variables(env)
+    end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, 'out'), Path(folder, 'err')
-        env = variables(env)
-        process = processes.Process(
-            target=_run, args=(command[0], command[1:], str(cwd), env, str(out), str(err))
-        )
-        process.start()
-        process.join(seconds)
-        if process.exitcode is None:
-            for left in psutil.Process(process.pid).children(recursive=True):
-                left.kill()
-            process.kill()
-            process.join()
-            raise AssertionError(f'runs for over {seconds} s: {out.read_text()[-3000:]}')
-        return subprocess.CompletedProcess(
-            command, process.exitcode, out.read_text(), err.read_text()
-        )
+        out.touch()
+        err.touch()
+        started = []
+        try:
+            for own in _ranks(ranks, env) if ranks else [env]:
+                values = (command[0], command[1:], str(cwd), own, str(out), str(err))
+                started.append(context.Process(target=_run, args=values))
+                started[-1].start()
+            while None in (codes := [process.exitcode for process in started]) and not any(codes):
+                running = [process.sentinel for process in started if process.exitcode is None]
+                if not wait(running, end - time.monotonic()):
+                    raise AssertionError(f'runs for over {seconds} s: {out.read_text()[-3000:]}')
+        finally:
+            _kill(started)
+        code = next(filter(None, codes), 0)
+        return subprocess.CompletedProcess(command, code, out.read_text(), err.read_text())

@@ -26,13 +26,20 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def tool():
-    """Run a tool in a process of its own, as a user does; returns the finished process."""
+    """Run a tool in a process of its own, as a user does; returns the finished process.
 
-    def tool(script, *args, fails=False, **env):
+    With ``ranks`` it is run in so many that work together, without the script that starts them;
+    with ``fresh`` no library has been imported before.
+    """
+
+    def tool(script, *args, fails=False, ranks=None, fresh=False, **env):
         path = ROOT / 'tools' / script
         env = {**os.environ, 'PYTHON': sys.executable, **env}
-        if path.suffix == '.sh':
-            done = run(['bash', path, *args], ROOT, env)
+        if path.suffix == '.sh' or fresh:
+            done = run([sys.executable if fresh else 'bash', path, *args], ROOT, env)
+        elif ranks:
+            # As torchrun.sh.
+            done = run_forked(path, [*args, '--launcher', 'pytorch'], ROOT, env, ranks=ranks)
         else:
             done = run_forked(path, args, ROOT, env)
         if fails:

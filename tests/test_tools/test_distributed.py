@@ -12,7 +12,6 @@ from mmengine.config import Config
 
 from ..processes import Started, run
 from .conftest import CONFIGS, ROOT
-from .test_train_and_test import free_port
 
 # Of the largest weight: float32 sums over 16 images, in one order or in two halves, for 8 steps.
 TOLERANCE = 1e-5
@@ -51,13 +50,12 @@ def test_two_ranks_are_one_process(tool, config, tmp_path):
     env = dict(CUDA_VISIBLE_DEVICES='')
     tool('train.py', config, '--work-dir', tmp_path / 'one', *batch(16), **env)
     tool(
-        'dist_train.sh',
+        'train.py',
         config,
-        2,
         '--work-dir',
         tmp_path / 'two',
         *batch(8),
-        PORT=free_port(),
+        ranks=2,
         **env,
     )
     one, two = weights(tmp_path / 'one'), weights(tmp_path / 'two')
@@ -70,15 +68,14 @@ def test_two_ranks_are_one_process(tool, config, tmp_path):
     # Two ranks that go on from the first epoch end as two that were not interrupted.
     resumed = tmp_path / 'resumed'
     tool(
-        'dist_train.sh',
+        'train.py',
         config,
-        2,
         '--work-dir',
         resumed,
         '--resume',
         tmp_path / 'two' / 'epoch_1.pth',
         *batch(8),
-        PORT=free_port(),
+        ranks=2,
         **env,
     )
     assert all(torch.equal(value, two[key]) for key, value in weights(resumed).items())
