@@ -11,24 +11,56 @@ import mmhcnet
 
 from .processes import run
 
-SMALL = 'embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1]'
+PACKAGES = ('mmpretrain', 'mmdet', 'mmseg', 'mmengine')
+SMALL = dict(embed_dims=[8, 12, 16, 20], depths=[1, 1, 1, 1])
 MODELS = {
-    'HcNet': f'arch=dict({SMALL})',
-    'VHeat': f'arch=dict({SMALL}, post_norm=False, layer_scale=None)',
-    'HeatConductionLayer': 'in_channels=8',
-    'HeatConductionOperator': 'in_channels=8',
+    'HcNet': dict(arch=SMALL),
+    'VHeat': dict(arch=dict(SMALL, post_norm=False, layer_scale=None)),
+    'HeatConductionLayer': dict(in_channels=8),
+    'HeatConductionOperator': dict(in_channels=8),
 }
 
 
-@pytest.mark.parametrize('package', ['mmpretrain', 'mmdet', 'mmseg', 'mmengine'])
-def test_found_by_dotted_name_without_an_import(package):
-    # A process of its own: here mmhcnet is imported already.
-    code = f'from {package}.registry import MODELS\n' + ''.join(
-        f"print(type(MODELS.build(dict(type='mmhcnet.{name}', {args}))).__name__)\n"
-        for name, args in MODELS.items()
+# Calls a function in fresh processes: forks of one that has imported mmengine and mmcv only.
+FORKS = """
+import os, sys, traceback
+import mmcv.ops, mmengine.registry, mmengine.runner
+FRESH = {'mmhcnet', 'mmpretrain', 'mmdet', 'mmseg'}
+for case in CASES:
+    assert not FRESH & set(sys.modules)
+    child = os.fork()
+    if not child:
+        right = False
+        try:
+            right = check(*case)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stderr.flush()
+            os._exit(not right)
+    assert os.waitpid(child, 0)[1] == 0, case
+"""
+
+
+def in_fresh_processes(check, cases):
+    done = run([sys.executable, '-c', f'{check}\nCASES = {cases!r}\n{FORKS}'])
+    assert done.returncode == 0, done.stderr
+
+
+def test_found_by_dotted_name_without_an_import():
+    """From the registry of each package."""
+    in_fresh_processes(
+        """
+def check(package, models):
+    from importlib import import_module
+    registry = import_module(package + '.registry').MODELS
+    built = {
+        name: registry.build(dict(type='mmhcnet.' + name, **args)) for name, args in models.items()
+    }
+    return all(type(model).__name__ == name for name, model in built.items())
+""",
+        [(package, MODELS) for package in PACKAGES],
     )
-    done = run([sys.executable, '-c', code])
-    assert done.stdout.split()[-len(MODELS) :] == list(MODELS), done.stderr
 
 
 def registered():
@@ -43,22 +75,16 @@ def registered():
 
 
 def test_everything_registered_is_found_by_its_name():
-    """Each in a fresh process, which a fork of one that has imported mmengine only is."""
     names = sorted(registered())
     assert len(names) >= 13
-    code = f'''
-import os, sys
-import mmengine.registry, mmengine.runner
-assert not [name for name in sys.modules if name.startswith('mmhcnet')]
-for registry, name in {names!r}:
-    child = os.fork()
-    if not child:
-        found = getattr(mmengine.registry, registry).get('mmhcnet.' + name)
-        os._exit(getattr(found, '__name__', None) != name)
-    assert os.waitpid(child, 0)[1] == 0, name
-'''
-    done = run([sys.executable, '-c', code])
-    assert done.returncode == 0, done.stderr
+    in_fresh_processes(
+        """
+def check(registry, name):
+    found = getattr(mmengine.registry, registry).get('mmhcnet.' + name)
+    return found.__name__ == name
+""",
+        names,
+    )
 
 
 def test_importing_alone_imports_nothing_else():

@@ -5,6 +5,8 @@ config of ours as base, and a new-style config that imports the class.
 """
 
 import re
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
@@ -58,6 +60,15 @@ test_cfg = test_dataloader = test_evaluator = None
 default_hooks = dict(logger=dict(type='LoggerHook', interval=1))
 '''
 
+# Less work for Mask R-CNN's heads.
+HEADS = '''
+model.update(
+    roi_head=dict(
+        bbox_head=dict(fc_out_channels=32), mask_head=dict(num_convs=1, conv_out_channels=32)),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=100, max_per_img=50), rcnn=dict(sampler=dict(num=16))))
+'''
+
 # A config of the package, and what puts our backbone into it.
 BACKBONE = {
     'mmpretrain': (
@@ -74,7 +85,7 @@ model = dict(
 model = dict(
     backbone=dict(_delete_=True, type='mmhcnet.HcNet', arch={SMALL}),
     neck=dict(in_channels=[16, 24, 32, 40]))
-''',
+{HEADS}''',
     ),
     'mmseg': (
         'upernet/upernet_r50_4xb4-80k_ade20k-512x512.py',
@@ -104,7 +115,7 @@ model = dict(
         'detection/mask_rcnn_hcnet_t_1x.py',
         f'''
 model = dict(backbone=dict(arch={REPLACED}), neck=dict(in_channels=[16, 24, 32, 40]))
-''',
+{HEADS}''',
     ),
     'mmseg': (
         'segmentation/upernet_hcnet_t_160k_ade20k.py',
@@ -163,68 +174,76 @@ model = dict(
 }
 
 
-@pytest.fixture(scope='module')
-def train(installed, digits):
-    """Run a package's own tools/train.py on the config `mine.py` of a folder."""
+# Of a fresh Python that has imported torch and what else takes long, and nothing of the task's
+# package or of mmhcnet: a process for each folder, in which the tool is run as a program.
+RUN = """
+import os, runpy, sys, traceback
+import matplotlib.pyplot, mmcv.ops, mmengine.runner, scipy.optimize, sklearn, torch._dynamo
+tool, package, *folders = sys.argv[1:]
+for name in ('mmhcnet', package):
+    assert name not in sys.modules
+for folder in folders:
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.chdir(folder)
+            sys.argv = [tool, 'mine.py', '--work-dir', 'run']
+            sys.path[0] = os.path.dirname(tool)
+            runpy.run_path(tool, run_name='__main__')
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0, folder
+    print('END OF A RUN')
+"""
 
-    def run_there(package, folder):
-        done = run(
-            [installed, '-c', f'import {package}; print({package}.__path__[0])'],
-            cwd=folder,
-            env=outside(),
-            check=True,
-        )
-        tool = done.stdout.split()[-1] + '/.mim/tools/train.py'
-        done = run([installed, tool, 'mine.py', '--work-dir', 'run'], cwd=folder, env=outside())
-        assert done.returncode == 0, done.stderr[-3000:]
-        losses = re.findall(r'\(train\).* loss: ([\d.]+)', done.stdout)
-        assert len(losses) == 2
+
+def train(python, package, folders):
+    """Run a package's own tools/train.py on the configs `mine.py` of folders."""
+    tool = Path(find_spec(package).origin).parent / '.mim/tools/train.py'
+    done = run([python, '-c', RUN, tool, package, *folders], cwd=folders[0], env=outside())
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs = done.stdout.split('END OF A RUN')[:-1]
+    for folder, output in zip(folders, outputs, strict=True):
+        losses = re.findall(r'\(train\).* loss: ([\d.]+)', output)
+        assert len(losses) == 2, folder
         assert (folder / 'run' / 'last_checkpoint').is_file()
         assert 'HcNet' in (folder / 'run' / 'mine.py').read_text()
 
-    return run_there
-
 
 def old_style(folder, base, model, data):
+    folder.mkdir()
     (folder / 'mine.py').write_text(
         f'_base_ = {base}\n{model}{data}{COMMON}train_dataloader = dict(_delete_=True, **loader)\n'
     )
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('package', DATA)
-def test_backbone_by_name(package, train, digits, tmp_path):
+def backbone_by_name(package, data, folder):
     base, model = BACKBONE[package]
-    old_style(
-        tmp_path,
-        f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'",
-        model,
-        DATA[package].replace('DATA', str(digits)),
-    )
-    train(package, tmp_path)
+    old_style(folder, f"__import__('{package}').__path__[0] + '/.mim/configs/{base}'", model, data)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('package', DATA)
-def test_whole_config_as_base(package, train, digits, tmp_path):
+def whole_config_as_base(package, data, folder):
     base, model = WHOLE[package]
     # The base names its training loop, and mmengine takes by_epoch in place of a name only.
-    data = DATA[package].replace('DATA', str(digits)).replace('by_epoch=True, ', '')
-    old_style(tmp_path, f"__import__('mmhcnet').config('{base}')", model, data)
-    train(package, tmp_path)
+    data = data.replace('by_epoch=True, ', '')
+    old_style(folder, f"__import__('mmhcnet').config('{base}')", model, data)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('package', DATA)
-def test_new_style_config(package, train, digits, tmp_path):
+def new_style_config(package, data, folder):
     model, backbone = NEW_STYLE[package]
-    data = DATA[package].replace('DATA', str(digits))
-    (tmp_path / 'my_base.py').write_text(
+    folder.mkdir()
+    (folder / 'my_base.py').write_text(
         f'{model}{data}{COMMON}train_dataloader = loader\n'
         f"default_scope = '{package}'\n"
         "optim_wrapper = dict(optimizer=dict(type='AdamW', lr=1e-4))\n"
     )
-    (tmp_path / 'mine.py').write_text(f'''
+    (folder / 'mine.py').write_text(f'''
 from mmengine.config import read_base
 from mmhcnet import HcNet
 
@@ -233,4 +252,15 @@ with read_base():
 
 model.update(backbone=dict(type=HcNet, {backbone}))
 ''')
-    train(package, tmp_path)
+
+
+WAYS = (backbone_by_name, whole_config_as_base, new_style_config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('package', DATA)
+def test_three_ways_to_a_model(package, installed, digits, tmp_path):
+    folders = [tmp_path / way.__name__ for way in WAYS]
+    for way, folder in zip(WAYS, folders):
+        way(package, DATA[package].replace('DATA', str(digits)), folder)
+    train(installed, package, folders)
