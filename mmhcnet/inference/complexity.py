@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from mmengine.config import Config
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from .model import build_model, input_channels
@@ -24,11 +25,34 @@ class Complexity(NamedTuple):
     macs: int
 
 
-def _count(model: nn.Module, run, *inputs) -> Complexity:
+class _WithoutDraws(TorchDispatchMode):
+    """Weights keep whatever is in their memory: most of the time it takes to build a model."""
+
+    DRAWS = {
+        torch.ops.aten.uniform_.default,
+        torch.ops.aten.normal_.default,
+        torch.ops.aten.erfinv_.default,
+    }
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return args[0] if func in self.DRAWS else func(*args, **(kwargs or {}))
+
+
+def _count(model: nn.Module, run, image: Tensor) -> tuple[Complexity, Complexity]:
+    """Of the backbone, which ``run`` calls, and of the whole."""
+    totals = []
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        run(*inputs)
+        model.backbone.register_forward_pre_hook(
+            lambda *_: totals.append(counter.get_total_flops())
+        )
+        model.backbone.register_forward_hook(lambda *_: totals.append(counter.get_total_flops()))
+        run(image)
+    before, after, *_ = totals
     # The counter takes a multiply-accumulate for two operations.
-    return Complexity(sum(p.numel() for p in model.parameters()), counter.get_total_flops() // 2)
+    return tuple(
+        Complexity(sum(p.numel() for p in part.parameters()), flops // 2)
+        for part, flops in ((model.backbone, after - before), (model, counter.get_total_flops()))
+    )
 
 
 def _run_detector(model: nn.Module, image: Tensor) -> None:
@@ -67,7 +91,9 @@ def count_complexity(
     """
     # Shapes are all that counting needs, so nothing is computed: a tensor on 'meta' has no data.
     # Not every model can be built there.
-    model = build_model(cfg).to('meta')
+    with _WithoutDraws():
+        model = build_model(cfg)
+    model.to('meta')
     if folded:
         if not hasattr(model.backbone, 'switch_to_deploy'):
             raise ValueError(f'{type(model.backbone).__name__} has no form to fold to; VHeat has')
@@ -78,4 +104,4 @@ def count_complexity(
         if hasattr(model, 'roi_head')
         else (lambda x: model(x, mode='tensor'))
     )
-    return _count(model.backbone, model.backbone, image), _count(model, whole, image)
+    return _count(model, whole, image)

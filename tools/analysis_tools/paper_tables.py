@@ -227,15 +227,27 @@ FILTERS = [
 ]
 
 
+TABLES = (
+    CLASSIFIERS,
+    DETECTORS,
+    SEGMENTORS,
+    VHEAT_CLASSIFIERS,
+    VHEAT_DETECTORS,
+    VHEAT_SEGMENTORS,
+    CONDUCTIVITIES,
+    FILTERS,
+)
+
+
 def measure(rows: list[Row]) -> list[Measured]:
-    measured = []
+    counted = {}
     for row in rows:
-        config = row.config if '::' in row.config else str(ROOT / row.config)
-        cfg = load_config(stock_config(config), row.options, work_dir=None)
-        measured.append(
-            Measured(row, *count_complexity(cfg, SHAPES[cfg.default_scope], folded=row.folded))
-        )
-    return measured
+        if row.arguments not in counted:
+            config = row.config if '::' in row.config else str(ROOT / row.config)
+            cfg = load_config(stock_config(config), row.options, work_dir=None)
+            shape = SHAPES[cfg.default_scope]
+            counted[row.arguments] = count_complexity(cfg, shape, folded=row.folded)
+    return [Measured(row, *counted[row.arguments]) for row in rows]
 
 
 def beside(value: float, published: float | None, unit: str) -> str:
@@ -374,11 +386,17 @@ def about_ablations(rows: list[Measured], filters: list[Measured]) -> str:
 
 
 def document() -> str:
-    classifiers, detectors, segmentors = map(measure, (CLASSIFIERS, DETECTORS, SEGMENTORS))
-    vheat, vheat_det, vheat_seg = map(
-        measure, (VHEAT_CLASSIFIERS, VHEAT_DETECTORS, VHEAT_SEGMENTORS)
-    )
-    conductivities, filters = map(measure, (CONDUCTIVITIES, FILTERS))
+    measured = iter(measure([row for rows in TABLES for row in rows]))
+    (
+        classifiers,
+        detectors,
+        segmentors,
+        vheat,
+        vheat_det,
+        vheat_seg,
+        conductivities,
+        filters,
+    ) = ([next(measured) for _ in rows] for rows in TABLES)
     return f'''# The papers' tables, published and measured
 
 Written by `python tools/analysis_tools/paper_tables.py --out docs/paper_tables.md`; do not edit.
