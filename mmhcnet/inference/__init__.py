@@ -1,12 +1,13 @@
 """A trained model: building it, export, complexity, pictures."""
 
-from .complexity import Complexity, count_complexity
+from .complexity import THOP_OPS, Complexity, count_complexity
 from .export import check_onnx, export_onnx, exportable
 from .model import build_model
 from .pictures import model_input, read_picture
 from .quantize import ExportedClassifier
 
 __all__ = [
+    'THOP_OPS',
     'Complexity',
     'ExportedClassifier',
     'build_model',

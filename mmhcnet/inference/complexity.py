@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmhcnet.models.layers import HeatConduction, SpectralConduction
+
 from .model import build_model, input_channels
 
 # Per image, at test time: the proposals that Mask R-CNN's box head sees, and the boxes of which
@@ -53,6 +55,18 @@ def _count(model: nn.Module, run, image: Tensor) -> tuple[Complexity, Complexity
         Complexity(sum(p.numel() for p in part.parameters()), flops // 2)
         for part, flops in ((model.backbone, after - before), (model, counter.get_total_flops()))
     )
+
+
+def _count_layer(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        # Its hooks, this function among them, are not to be called again.
+        layer.forward(*inputs)
+    layer.total_ops += counter.get_total_flops() // 2
+
+
+#: For ``thop.profile(model, (image,), custom_ops=THOP_OPS)``, which counts layers of types that it
+#: knows: the stencil and the cosine transform are products outside of any such layer.
+THOP_OPS = {HeatConduction: _count_layer, SpectralConduction: _count_layer}
 
 
 def _run_detector(model: nn.Module, image: Tensor) -> None:
