@@ -28,8 +28,7 @@ def _run(script, args, cwd, env, out, err):
     os.environ.update(env)
     os.chdir(cwd)
     sys.argv = [script, *args]
-    more = env['PYTHONPATH'].split(os.pathsep) if env.get('PYTHONPATH') else []
-    sys.path[:0] = [os.path.dirname(script), *more]
+    sys.path.insert(0, os.path.dirname(script))
     runpy.run_path(script, run_name='__main__')
 
 

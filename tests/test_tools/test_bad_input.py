@@ -81,6 +81,7 @@ def test_package_that_cannot_be_imported(tool, small, tmp_path, file, error):
             tmp_path / 'run',
             *small('detection'),
             fails=True,
+            fresh=True,
             PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}',
         )
     )
