@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mmhcnet import HcNet
@@ -21,9 +22,14 @@ BENCHMARK, LEARNING = (
 
 
 @pytest.mark.slow
-def test_benchmark(tool, tmp_path):
-    done = tool(
-        'analysis_tools/benchmark.py',
+def test_benchmark(monkeypatch, capsys, tmp_path):
+    benchmark = load_script(BENCHMARK)
+    # Fresh processes for it are in another test.
+    monkeypatch.setattr(
+        benchmark, 'measured_apart', lambda case, args: benchmark.memory_of(case, args.device)
+    )
+    command = [
+        'benchmark.py',
         'hcnet_t_ref',
         'hcnet_t',
         '--sizes',
@@ -36,13 +42,16 @@ def test_benchmark(tool, tmp_path):
         '--seconds',
         0.01,
         '--threads',
-        1,
+        torch.get_num_threads(),
         '--memory',
         '--csv',
         tmp_path / 'rows.csv',
         '--plot',
         tmp_path / 'resolution.png',
-    )
+    ]
+    monkeypatch.setattr(sys, 'argv', list(map(str, command)))
+    benchmark.main()
+    said = capsys.readouterr().out
     with open(tmp_path / 'rows.csv', newline='') as file:
         rows = list(csv.DictReader(file))
     assert [(row['model'], row['size']) for row in rows] == [
@@ -55,7 +64,7 @@ def test_benchmark(tool, tmp_path):
         ratio = float(first['ms_per_image']) / float(row['ms_per_image'])
         assert float(row['ratio_to_first']) == pytest.approx(ratio, rel=0.01)
         assert float(row['peak_memory_mb']) > 100
-        assert f"| {row['ms_per_image']} |" in done.stdout
+        assert f"| {row['ms_per_image']} |" in said
     assert Image.open(tmp_path / 'resolution.png').size[0] > 1000
 
 
@@ -175,6 +184,8 @@ def test_compare_learning(tool, digits, tmp_path):
         2e-3,
         '--most',
         64,
+        '--jobs',
+        1,
         '--out',
         tmp_path / 'learning',
     ]
@@ -230,12 +241,14 @@ def test_benchmark_of_hooks(tool):
         1,
         '--batch-norms',
         2,
+        '--boxes',
+        1000,
     ).stdout
     for name in ('FiniteHook', 'DataFaultHook', 'PreemptionHook', 'exact resumption'):
         row = next(line for line in said.splitlines() if line.startswith(f'| {name} |'))
         own, step, share, ratio = row.strip('| ').split(' | ')[1:]
         assert 0 < float(own) < float(step) and float(ratio) > 0
         assert float(share.rstrip(' %')) == pytest.approx(100 * float(own) / float(step), abs=0.6)
-    for name in ('sample (32 photos)', 'COCO file (100 000 boxes)', 'checkpoint'):
+    for name in ('sample (32 photos)', 'COCO file (1 000 boxes)', 'checkpoint'):
         row = next(line for line in said.splitlines() if line.startswith(f'| {name}'))
         assert float(row.strip('| ').split(' | ')[-1]) > 0

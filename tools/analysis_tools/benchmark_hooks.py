@@ -270,20 +270,21 @@ def measure_samples(rounds: int, folder: Path) -> tuple | None:
     )
 
 
-def measure_annotations(rounds: int, path: Path) -> tuple:
-    """Reading a COCO file of 100 000 boxes, and looking at them for those that are left out."""
-    images = [dict(id=i, file_name=f'{i}.jpg', width=640, height=480) for i in range(14_000)]
+def measure_annotations(rounds: int, number: int, path: Path) -> tuple:
+    """Reading a COCO file of so many boxes, and looking at them for those that are left out."""
+    pictures = 1 + number // 7
+    images = [dict(id=i, file_name=f'{i}.jpg', width=640, height=480) for i in range(pictures)]
     boxes = [
         dict(
             id=i,
-            image_id=i % 14_000,
+            image_id=i % pictures,
             category_id=1,
             bbox=[9.5, 8.5, 99.5, 80.5],
             area=8009.0,
             iscrowd=0,
             segmentation=[[9.5 + j for j in range(24)]],
         )
-        for i in range(100_000)
+        for i in range(number)
     ]
     path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=[])))
 
@@ -321,6 +322,7 @@ def main() -> None:
         help="batch norms after the backbone (default: 20; UperNet's heads have "
         'about as many, those of classification and detection none)',
     )
+    parser.add_argument('--boxes', type=int, default=100_000, help='(default: %(default)s)')
     parser.add_argument('--rounds', type=int, default=20)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -329,8 +331,8 @@ def main() -> None:
             hooks = measure_hooks(args, str(folder / 'run'))
         once = {
             'sample (32 photos)': measure_samples(args.rounds, folder / 'photos'),
-            'COCO file (100 000 boxes)': measure_annotations(
-                max(2, args.rounds // 4), folder / 'coco.json'
+            f'COCO file ({args.boxes:,} boxes)'.replace(',', ' '): measure_annotations(
+                max(2, args.rounds // 4), args.boxes, folder / 'coco.json'
             ),
             'checkpoint (weights and moments)': measure_checkpoints(args, folder),
         }

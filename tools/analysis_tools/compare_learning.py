@@ -16,6 +16,7 @@ import functools
 import json
 import statistics
 import time
+from bisect import bisect_left
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -127,9 +128,11 @@ def parameters(model: nn.Module) -> int:
 def width_of(model: Model) -> int:
     """The width that comes nearest to HcNet's parameters."""
     target = parameters(MODELS['HcNet'].build(WIDTH))
-    sizes = {width: parameters(model.build(width)) for width in range(8, 65)}
-    width = min(sizes, key=lambda w: abs(sizes[w] - target))
-    if abs(sizes[width] / target - 1) > TOLERANCE:
+    size = functools.cache(lambda width: parameters(model.build(width)))
+    # A wider model has more parameters.
+    width = 8 + bisect_left(range(8, 64), target, key=size)
+    width = min(max(8, width - 1), width, key=lambda w: abs(size(w) - target))
+    if abs(size(width) / target - 1) > TOLERANCE:
         raise ValueError(f'no width gives {model.architecture} the parameters of HcNet')
     return width
 
@@ -257,6 +260,8 @@ class Runs:
     def complete(self, jobs: list[Job], args: argparse.Namespace) -> None:
         """Train what is not there yet."""
         left = [job for job in jobs if job not in self.rows]
+        if not left:
+            return
         run = functools.partial(train, most=args.most, device=args.device, threads=args.threads)
         new = not self.path.exists()
         # Forked processes would inherit the threads of this one.
