@@ -147,7 +147,7 @@ def _number(version: str) -> list[int]:
 
 
 def _stack(versions: dict[str, str]) -> str:
-    """The stack that most of its packages are there of."""
+    """The stack of which most packages are installed."""
     return max(
         STACKS, key=lambda stack: sum(name in versions for name, _ in STACKS[stack].values())
     )
@@ -346,7 +346,7 @@ def examine(facts: Facts) -> list[Finding]:
                     Finding(
                         f'import {name} fails: {" ".join(error.split())}',
                         f'no command that fixes it is known here; python -c "import {name}" shows '
-                        'the whole of it',
+                        'the full error',
                     )
                 )
     return list(dict.fromkeys(findings))

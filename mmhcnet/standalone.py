@@ -116,7 +116,7 @@ def _load(model: nn.Module, path: str, features_only: bool) -> None:
 
 
 def save_pretrained(model: nn.Module, folder: str) -> None:
-    """Write a model of :func:`create_model`: ``model.safetensors``, ``config.json`` beside it.
+    """Write a model of :func:`create_model`: ``model.safetensors``, ``config.json`` next to it.
 
     Args:
         model (nn.Module): Its weights are written as they are.
@@ -158,4 +158,4 @@ def from_pretrained(folder: str) -> nn.Module:
     try:
         return create_model(**config, checkpoint=str(Path(folder, WEIGHTS))).eval()
     except TypeError as error:
-        raise UserError(f"'{path}' is no config of a model: {error}") from error
+        raise UserError(f"'{path}' is not the config of a model: {error}") from error

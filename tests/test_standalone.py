@@ -106,8 +106,11 @@ def test_mistakes(tmp_path):
     'change, message',
     [
         (lambda text: text[:-9], 'is not complete JSON'),
-        (lambda text: '[1]', 'is no config of a model'),
-        (lambda text: text.replace('num_classes', 'classes'), 'is no config of a model: .*classes'),
+        (lambda text: '[1]', 'is not the config of a model'),
+        (
+            lambda text: text.replace('num_classes', 'classes'),
+            'is not the config of a model: .*classes',
+        ),
         (lambda text: text.replace('"hcnet"', '"other"'), "no model 'other'"),
         (
             lambda text: text.replace('"num_classes": 1000', '"num_classes": 3'),

@@ -7,7 +7,7 @@ segmentation:
     digits.csv                 the table, as docs/results/ has it
     FAMILY_TASK.png            predictions next to the truth
     loss_TASK.png              learning curves
-    FAMILY/heat/maps.png       temperature maps; rates.png and diffusion.gif beside it
+    FAMILY/heat/maps.png       temperature maps; rates.png and diffusion.gif next to it
     FAMILY/TASK/               work directory of the training, with train.txt and test.txt
 """
 

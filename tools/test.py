@@ -35,7 +35,7 @@ def parse_args() -> Namespace:
         '(segmentation: to vis_data/vis_image in it)',
     )
     parser.add_argument(
-        '--interval', type=at_least(1), default=1, help='draw every so many-th image (default: 1)'
+        '--interval', type=at_least(1), default=1, help='draw every N-th image (default: 1)'
     )
     parser.add_argument('--wait-time', type=float, default=2, help='seconds a window stays')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation')

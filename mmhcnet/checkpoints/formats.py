@@ -26,7 +26,7 @@ def open_regular(path: str) -> BinaryIO:
     """Open a file for reading, once: what is read is what was looked at.
 
     Raises:
-        UserError: There is none, or it is a pipe or a device, which could be waited for for ever.
+        UserError: There is none, or it is a pipe or a device, which could be waited for forever.
     """
     try:
         # The look before it spares a device the opening; a pipe is opened without waiting for it.

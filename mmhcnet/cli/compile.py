@@ -198,7 +198,7 @@ def _check_graphs(cfg: Config, split: str, device: str) -> None:
         )
     if cfg.get('optim_wrapper', {}).get('accumulative_counts', 1) > 1:
         raise UserError(
-            '--compile graphs takes the memory of gradients afresh in each iteration '
+            '--compile graphs takes new memory for gradients in each iteration '
             'and cannot accumulate them: set optim_wrapper.accumulative_counts=1, or '
             'use --compile without graphs'
         )

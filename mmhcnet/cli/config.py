@@ -41,7 +41,7 @@ def stock_config(name: str) -> str:
     found = Path(spec.origin).parent / '.mim' / 'configs' / path
     if not found.is_file():
         raise FileNotFoundError(
-            f"{package} carries no config '{path}'; those it has are below "
+            f"{package} has no config '{path}'; its configs are below "
             f"'{found.parents[path.count('/')]}'"
         )
     return str(found)

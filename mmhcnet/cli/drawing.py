@@ -12,7 +12,7 @@ from mmhcnet.registry import HOOKS
 
 @HOOKS.register_module()
 class DrawEveryHook(Hook):
-    """Lets a hook draw every so many-th image of a test.
+    """Lets a hook draw every n-th image of a test.
 
     mmdet's and mmseg's visualisation hooks have an interval for validation only, and draw each
     image of a test.

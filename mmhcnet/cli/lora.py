@@ -28,7 +28,7 @@ def check_lora(cfg: Config) -> None:
     """Look at the targets of mmpretrain's LoRAModel around backbones of this package.
 
     LoRAModel adapts linear layers whose names match or end with a target. Around other models its
-    own check, which names no layer, has the say.
+    own check, which names no layer, decides.
 
     Raises:
         UserError: No target matches; the message lists what there is.

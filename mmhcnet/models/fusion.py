@@ -2,8 +2,8 @@
 
 The plain form calls every layer, so that whatever acts on modules sees and can swap it. The fused
 form issues fewer operations and keeps less for the backward pass. It runs only where nobody can
-notice: where something hooks, wraps, replaces or differentiates a layer in a way that needs it to
-be called, the plain form runs. :func:`plain_form` chooses it by hand.
+tell the difference: where something hooks, wraps, replaces or differentiates a layer in a way that
+needs it to be called, the plain form runs. :func:`plain_form` chooses it by hand.
 """
 
 from torch import Tensor, nn

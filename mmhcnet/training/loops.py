@@ -1,4 +1,4 @@
-"""Training loops that a kill does not change: a resumed run goes on bit by bit as it would have.
+"""Training loops that a kill does not change: a resumed run goes on, bit for bit, as it would have.
 
 mmengine restores weights, optimizer and schedulers. Beyond it, these loops draw each iteration's
 random numbers from (seed, rank, iteration) and start the data at the iteration where the checkpoint
@@ -44,7 +44,7 @@ def _seeded_loader(
     """
     if not isinstance(dataloader, dict):
         print_log(
-            'train_dataloader is an object, not a config: a resumed run begins its data anew.',
+            'train_dataloader is an object, not a config: a resumed run starts its data over.',
             logger='current',
             level=logging.WARNING,
         )

@@ -26,7 +26,7 @@ def _identity(state: dict[str, Any]) -> dict[str, Any]:
 class ResumedScheduleHook(Hook):
     """Goes on with the schedule of the config, from where the checkpoint stands.
 
-    A schedule that is that of the checkpoint is left to mmengine, which restores it bit by bit.
+    A schedule that is that of the checkpoint is left to mmengine, which restores it bit for bit.
     For another one the learning rates are those that a run from the start would have reached with
     it.
 

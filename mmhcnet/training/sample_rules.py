@@ -22,7 +22,7 @@ LEAST_SIDE = 1
 # A coordinate that is further from its image than so many of its sides was never meant. pycocotools
 # ends the process on some of them, without an error that anybody could catch.
 FARTHEST = 100
-# Pixels of a run-length mask beside those of its image, and where these are not known. It takes a
+# Pixels of a run-length mask over those of its image, and where these are not known. It takes a
 # byte for each, whatever the length of its file.
 LARGEST_MASK, MASK_PIXELS = 16, 2**28
 

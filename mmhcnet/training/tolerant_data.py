@@ -114,7 +114,7 @@ class DataFaultHook(Hook):
     """Log samples that could not be read, count them, and end the run if they are too many.
 
     Boxes of a COCO file that mmdet leaves out silently are named before training. A validation or a
-    test does not begin with a file of coordinates that pycocotools dies of.
+    test does not begin with a file of coordinates that pycocotools crashes on.
 
     Args:
         max_share (float): Share of the samples drawn so far that may be bad.

@@ -187,7 +187,7 @@ def write_demo_page(
 ) -> Path:
     """Writes ``index.html``, one file with everything inside; returns its path.
 
-    The files beside it are for other uses: ``digits.csv``, the table; ``FAMILY_TASK.png``, the
+    The files next to it are for other uses: ``digits.csv``, the table; ``FAMILY_TASK.png``, the
     predictions of a run; ``loss_TASK.png``; and in ``FAMILY/heat`` temperature maps, conduction
     rates and an animation.
 

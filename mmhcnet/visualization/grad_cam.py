@@ -41,7 +41,7 @@ def as_maps(x: Tensor, size: tuple[int, int]) -> Tensor:
         if x.dim() == 3 and 0 <= x.shape[1] - height * width <= 2:
             return x[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
     raise ValueError(
-        f'the layer gives {tuple(x.shape)}, which is no map of an image of '
+        f'the layer gives {tuple(x.shape)}, which is not a map of an image of '
         f'{size[0]}x{size[1]}: choose another layer'
     )
 

@@ -275,7 +275,9 @@ def draw(
     known = list(conduction_layers(model))
     for name in layers or ():
         if named_layer(model, name, known) is None or name not in known:
-            raise ValueError(f"'{name}' is no conduction layer; choose one of: {', '.join(known)}")
+            raise ValueError(
+                f"'{name}' is not a conduction layer; choose one of: {', '.join(known)}"
+            )
     heats = record(model, model_input(model, picture))
     groups = stages(heats)
     if not 1 <= stage <= len(groups):

@@ -190,7 +190,7 @@ def test_configs_that_openmmlab_packages_carry():
     for name, message in (
         (
             'mmpretrain::resnet/none.py',
-            "mmpretrain carries no config 'resnet/none.py'; those it has are below '.*configs'",
+            "mmpretrain has no config 'resnet/none.py'; its configs are below '.*configs'",
         ),
         ('nothing::a.py', "'nothing::a.py' is a config of nothing, which is not installed"),
     ):

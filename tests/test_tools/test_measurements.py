@@ -252,6 +252,11 @@ def test_benchmark_of_hooks(tool):
         low = 100 * (float(own) - 0.0005) / (float(step) + 0.5) - 0.005
         high = 100 * (float(own) + 0.0005) / (float(step) - 0.5) + 0.005
         assert low <= float(share.rstrip(' %')) <= high
-    for name in ('sample (32 photos)', 'COCO file (1 000 boxes)', 'checkpoint'):
+    for name in (
+        'sample (32 photos)',
+        'COCO file (1 000 boxes)',
+        'data set of the COCO file',
+        'checkpoint',
+    ):
         row = next(line for line in said.splitlines() if line.startswith(f'| {name}'))
         assert float(row.strip('| ').split(' | ')[-1]) > 0

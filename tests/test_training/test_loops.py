@@ -1,4 +1,4 @@
-"""A run that is killed and resumed ends bit by bit where an uninterrupted one does."""
+"""A run that is killed and resumed ends bit for bit like an uninterrupted one."""
 
 import itertools
 import runpy

@@ -17,7 +17,7 @@ def test_maps_of_tokens_and_channels_last():
     tokens = x.flatten(2).transpose(1, 2)
     assert torch.equal(as_maps(tokens, size), x)
     assert torch.equal(as_maps(torch.cat([tokens[:, :1], tokens], dim=1), size), x)
-    with pytest.raises(ValueError, match='is no map of an image of 221x288'):
+    with pytest.raises(ValueError, match='is not a map of an image of 221x288'):
         as_maps(torch.randn(2, 5), size)
 
 

@@ -35,6 +35,8 @@ from torch import Tensor, nn
 
 from mmhcnet import HcNet, VHeat
 from mmhcnet.cli.config import fuse_optimizer
+from mmhcnet.datasets.check import DataSetCheck
+from mmhcnet.datasets.check.sources import build_full, sources_of
 from mmhcnet.inference.timing import synchronize
 from mmhcnet.training.image_files import read_through_backend
 from mmhcnet.training.resumable_data import seed_process
@@ -270,29 +272,56 @@ def measure_samples(rounds: int, folder: Path) -> tuple | None:
     )
 
 
-def measure_annotations(rounds: int, number: int, path: Path) -> tuple:
-    """Reading a COCO file of so many boxes, and looking at them for those that are left out."""
-    pictures = 1 + number // 7
-    images = [dict(id=i, file_name=f'{i}.jpg', width=640, height=480) for i in range(pictures)]
-    boxes = [
+def write_coco(boxes: int, path: Path) -> None:
+    """A COCO file of one class with seven boxes to an image, as COCO has on average."""
+    images = [
+        dict(id=i, file_name=f'{i}.jpg', width=640, height=480) for i in range(1 + boxes // 7)
+    ]
+    annotations = [
         dict(
             id=i,
-            image_id=i % pictures,
+            image_id=i % len(images),
             category_id=1,
             bbox=[9.5, 8.5, 99.5, 80.5],
             area=8009.0,
             iscrowd=0,
             segmentation=[[9.5 + j for j in range(24)]],
         )
-        for i in range(number)
+        for i in range(boxes)
     ]
-    path.write_text(json.dumps(dict(images=images, annotations=boxes, categories=[])))
+    categories = [dict(id=1, name='box')]
+    path.write_text(json.dumps(dict(images=images, annotations=annotations, categories=categories)))
+
+
+def measure_annotations(rounds: int, path: Path) -> tuple:
+    """Reading a COCO file, and looking at its boxes for those that are left out."""
 
     def look():
         content = json.loads(path.read_bytes())
         return list(boxes_left_out(content))
 
     return in_turns(rounds, lambda: json.loads(path.read_bytes()), look)
+
+
+def measure_check(rounds: int, path: Path) -> tuple | None:
+    """mmdet's data set of a COCO file, and the check of ``tools/train.py`` before it."""
+    try:
+        import mmdet.datasets  # noqa: F401 (registers the data set)
+    except ImportError:
+        return None
+    settings = dict(
+        type='mmdet.CocoDataset',
+        ann_file=str(path),
+        data_prefix=dict(img=''),
+        metainfo=dict(classes=('box',)),
+    )
+    cfg = Config(dict(default_scope='mmdet', train_dataloader=dict(dataset=settings)))
+
+    def check():
+        (source,) = sources_of(cfg, 'train')
+        return list(DataSetCheck(source).quick())
+
+    return in_turns(rounds, lambda: build_full(settings), lambda: (check(), build_full(settings)))
 
 
 def measure_checkpoints(args: argparse.Namespace, folder: Path) -> tuple:
@@ -322,18 +351,22 @@ def main() -> None:
         help="batch norms after the backbone (default: 20; UperNet's heads have "
         'about as many, those of classification and detection none)',
     )
-    parser.add_argument('--boxes', type=int, default=100_000, help='(default: %(default)s)')
+    parser.add_argument(
+        '--boxes', type=int, default=100_000, help='of the COCO file (default: %(default)s)'
+    )
     parser.add_argument('--rounds', type=int, default=20)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
+        few, coco = max(2, args.rounds // 4), folder / 'coco.json'
+        boxes = f'{args.boxes:,}'.replace(',', ' ')
+        write_coco(args.boxes, coco)
         with redirect_stdout(StringIO()):
             hooks = measure_hooks(args, str(folder / 'run'))
         once = {
             'sample (32 photos)': measure_samples(args.rounds, folder / 'photos'),
-            f'COCO file ({args.boxes:,} boxes)'.replace(',', ' '): measure_annotations(
-                max(2, args.rounds // 4), args.boxes, folder / 'coco.json'
-            ),
+            f'COCO file ({boxes} boxes)': measure_annotations(few, coco),
+            f'data set of the COCO file ({boxes} boxes), checked before': measure_check(few, coco),
             'checkpoint (weights and moments)': measure_checkpoints(args, folder),
         }
     print(
@@ -350,7 +383,7 @@ def main() -> None:
     print('\n| for each | ms without | ms with | ratio |\n| --- | --- | --- | --- |')
     for name, row in once.items():
         print(
-            f'| {name} | needs mmcv | | |'
+            f'| {name} | needs mmcv or mmdet | | |'
             if row is None
             else f'| {name} | {row[0]:.1f} | {row[1]:.1f} | {row[2]:.3f} |'
         )

@@ -10,7 +10,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_config(
         parser,
-        help="config file, or 'package::path' for one that mmpretrain, mmdet or mmseg carries",
+        help="config file, or 'package::path' for one that comes with mmpretrain, mmdet or mmseg",
     )
     add_shape(
         parser,

@@ -222,11 +222,11 @@ def segmentation(cfg: Config, layout: Layout, root: str) -> list[str]:
 
     names = 'The classes, in the order of their ids in the label maps; 255 is no label.'
     if not layout.named:
-        names += '\n# These are no names: write your own, in the same order.'
+        names += '\n# Placeholders: write your own names, in the same order.'
     return [
         block(names, meta=meta),
         block(
-            'Where images and label maps are; id 0 is a class as the others.',
+            'Where images and label maps are; id 0 is a class like any other.',
             train_dataloader=dataset(layout.train, 'train'),
             val_dataloader=dataset(layout.val, 'val'),
         ),
@@ -284,7 +284,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument(
         'base',
-        help='one of our configs, as detection/mask_rcnn_hcnet_t_1x.py, or the path of another one',
+        help='one of our configs, such as detection/mask_rcnn_hcnet_t_1x.py, or a path',
     )
     parser.add_argument('--data', required=True, help='folder of your data')
     parser.add_argument('--out', required=True, help='config to write')

@@ -21,10 +21,11 @@ class FreqEmbed(nn.ParameterList):
     """vHeat's frequency value embeddings: a learned vector for every mode (n, m).
 
     One parameter (H, W, C) per stage, for maps of a nominal size. :meth:`at` gives it for any
-    size, resized bicubically (``align_corners=False``), afresh with every call: nothing tells of a
-    write to ``Parameter.data``, as of an EMA hook. For one size only, ``switch_to_deploy`` of the
-    backbone saves it. A state dict with another H and W is resized while it is loaded, and the log
-    says so. Parameters start from a truncated normal of standard deviation 0.02.
+    size, resized bicubically (``align_corners=False``), again in every call: a write to
+    ``Parameter.data``, as an EMA hook makes, leaves no trace. For one size only,
+    ``switch_to_deploy`` of the backbone saves it. A state dict with another H and W is resized
+    while it is loaded, and the log says so. Parameters start from a truncated normal of standard
+    deviation 0.02.
 
     Args:
         sizes (Sequence[tuple[int, int]]): Nominal H and W of each stage.
