@@ -176,15 +176,15 @@ class _HcBlock(torch.autograd.Function):
         wanted, backend = ctx.needs_input_grad[5:], ctx.backend
         if wants_plain_backward(dout):
             inputs = [z, k if to_k is None else None, *weights]
-            with torch.autocast(z.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None,) * 5 + gradients(
-                    lambda z, k, *weights: hc_block_ref(
-                        z, HcBlockWeights(*weights), k, keep1, keep2, ctx.eps
-                    ),
-                    inputs,
-                    wanted,
-                    dout,
-                )
+            return (None,) * 5 + gradients(
+                lambda z, k, *weights: hc_block_ref(
+                    z, HcBlockWeights(*weights), k, keep1, keep2, ctx.eps
+                ),
+                inputs,
+                wanted,
+                dout,
+                ctx.autocast,
+            )
         wanted_z, wanted_k, wanted_w = wanted[:3]
         dtype, (height, width) = p.dtype, z.shape[2:]
 

@@ -20,6 +20,7 @@ def gradients(
     inputs: Sequence[Tensor | None],
     wanted: Sequence[bool],
     dout: Tensor,
+    autocast: torch.dtype | None,
 ) -> tuple[Tensor | None, ...]:
     """Gradients of a function by autograd, for where :func:`wants_plain_backward` says so.
 
@@ -31,12 +32,16 @@ def gradients(
         inputs (Sequence[Tensor, optional]): The saved inputs of the ``Function``.
         wanted (Sequence[bool]): For which of them a gradient is asked.
         dout (Tensor): Gradient of the function's output.
+        autocast (torch.dtype, optional): Of the autocast that the forward pass ran under.
 
     Returns:
         tuple[Tensor, optional]: One for each input; None where it is not asked for.
     """
     asked = [t for t, is_asked in zip(inputs, wanted) if is_asked]
     again = torch.is_grad_enabled()
-    with torch.enable_grad():
+    with (
+        torch.enable_grad(),
+        torch.autocast(dout.device.type, autocast, autocast is not None),
+    ):
         found = iter(torch.autograd.grad(function(*inputs), asked, dout, create_graph=again))
     return tuple(next(found) if is_asked else None for is_asked in wanted)

@@ -267,22 +267,22 @@ class _Conduction(torch.autograd.Function):
         eps, inner_eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[6:], [x, decay, *inputs]
         if wants_plain_backward(dout):
-            with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None,) * 6 + gradients(
-                    lambda x, decay, *inputs: vheat_conduction_ref(
-                        x,
-                        decay,
-                        ConductionWeights(*inputs[3:]),
-                        Residual(*inputs[:3]),
-                        post_norm,
-                        keep,
-                        eps,
-                        inner_eps,
-                    ),
-                    inputs,
-                    wanted,
-                    dout,
-                )
+            return (None,) * 6 + gradients(
+                lambda x, decay, *inputs: vheat_conduction_ref(
+                    x,
+                    decay,
+                    ConductionWeights(*inputs[3:]),
+                    Residual(*inputs[:3]),
+                    post_norm,
+                    keep,
+                    eps,
+                    inner_eps,
+                ),
+                inputs,
+                wanted,
+                dout,
+                ctx.autocast,
+            )
         residual, weights = Residual(*inputs[2:5]), ConductionWeights(*inputs[5:])
         dtype, channels = q.dtype, x.shape[3]
 
@@ -410,15 +410,15 @@ class _Mlp(torch.autograd.Function):
         eps, backend, post_norm = ctx.settings
         wanted, inputs = ctx.needs_input_grad[5:], [x, *inputs]
         if wants_plain_backward(dout):
-            with torch.autocast(x.device.type, ctx.autocast, ctx.autocast is not None):
-                return (None,) * 5 + gradients(
-                    lambda x, *inputs: vheat_mlp_ref(
-                        x, MlpWeights(*inputs[3:]), Residual(*inputs[:3]), post_norm, keep, eps
-                    ),
-                    inputs,
-                    wanted,
-                    dout,
-                )
+            return (None,) * 5 + gradients(
+                lambda x, *inputs: vheat_mlp_ref(
+                    x, MlpWeights(*inputs[3:]), Residual(*inputs[:3]), post_norm, keep, eps
+                ),
+                inputs,
+                wanted,
+                dout,
+                ctx.autocast,
+            )
         residual, dtype = Residual(*inputs[1:4]), h.dtype
 
         e, *dnorm = _leave_backward(dout, v, residual, mean_out, rstd_out, keep, dtype, backend)

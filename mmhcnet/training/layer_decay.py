@@ -62,29 +62,18 @@ class LearningRateDecayOptimizerConstructor(OptimWrapperConstructor):
             settings.update(dict.fromkeys(_DECAY_MULTS, 0.0))
         super().__init__(optim_wrapper_cfg, settings)
 
-    def add_params(
-        self,
-        params: list[dict],
-        module: nn.Module,
-        prefix: str = '',
-        is_dcn_module: int | float | None = None,
-    ) -> None:
-        super().add_params(params, module, prefix, is_dcn_module)
-        if prefix:
-            # Of a part, of which the whole model is made.
-            return
+    def _finish(self, model: nn.Module, groups: list[tuple[dict, str]]) -> None:
+        super()._finish(model, groups)
         # A model, or a backbone by itself.
-        backbone = getattr(module, 'backbone', module)
+        backbone = getattr(model, 'backbone', model)
         if not hasattr(backbone, 'get_layer_depth'):
             raise ValueError(
                 f'{type(backbone).__name__} has no get_layer_depth, by which '
                 'layer-wise decay goes: take another constructor'
             )
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        for group in params:
-            scale = self.decay_rate ** self._layers_above(
-                backbone, names[id(group['params'][0])], '' if backbone is module else 'backbone.'
-            )
+        prefix = '' if backbone is model else 'backbone.'
+        for group, name in groups:
+            scale = self.decay_rate ** self._layers_above(backbone, name, prefix)
             group['lr'] = group.get('lr', self.base_lr) * scale
             group['lr_scale'] = scale
 

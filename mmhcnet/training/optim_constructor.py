@@ -68,14 +68,16 @@ class OptimWrapperConstructor(DefaultOptimWrapperConstructor):
         is_dcn_module: int | float | None = None,
     ) -> None:
         super().add_params(params, module, prefix, is_dcn_module)
-        if prefix:
-            # Of a part, of which the whole model is made.
-            return
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
-        undecayed = _undecayed(module)
-        for group in params:
-            parameter = id(group['params'][0])
-            self._combine(group, names[parameter], parameter in undecayed)
+        # Parts of the model come here too, each with its prefix.
+        if not prefix:
+            names = {id(parameter): name for name, parameter in module.named_parameters()}
+            self._finish(module, [(group, names[id(group['params'][0])]) for group in params])
+
+    def _finish(self, model: nn.Module, groups: list[tuple[dict, str]]) -> None:
+        """Changes the groups of a model, each of one parameter, given with its name."""
+        undecayed = _undecayed(model)
+        for group, name in groups:
+            self._combine(group, name, id(group['params'][0]) in undecayed)
 
     def _combine(self, group: dict, name: str, undecayed: bool) -> None:
         """Applies to the group of one parameter what mmengine's other rules left out."""

@@ -344,13 +344,7 @@ class CocoFile(Annotations):
         for entry in self.entries['images']:
             path = os.path.join(folder, entry['file_name'])
             if not self.source.exists(path):
-                self.missing.add(path)
-                yield Finding(
-                    'missing images',
-                    path,
-                    f'is not there, and {self.file} names it',
-                    'copy it there, or correct data_prefix.img',
-                )
+                yield self._missing_image(path, self.file, 'correct data_prefix.img')
 
     def _ids(self) -> Iterator[Finding]:
         for key in ('images', 'annotations'):

@@ -165,13 +165,7 @@ class ClassFolders(Annotations):
     def _missing(self) -> Iterator[Finding]:
         for path, where in self.paths.items():
             if not self.source.exists(path):
-                self.missing.add(path)
-                yield Finding(
-                    'missing images',
-                    path,
-                    f'is not there, and {where} names it',
-                    'copy it there, or remove the line',
-                )
+                yield self._missing_image(path, where, 'remove the line')
 
     def _contents(self) -> Iterator[Finding]:
         numbers = {}

@@ -123,14 +123,15 @@ class DataSetCheck:
         found = yield from self._of_annotations('thorough')
         if found is None:
             return
+        unopened = Finding(
+            'samples',
+            self.source.key,
+            'no image was opened',
+            'fix the errors and check again',
+            NOT_CHECKED,
+        )
         if any(finding.kind == ABSURD for finding in found):
-            yield Finding(
-                'samples',
-                self.source.key,
-                'no image was opened',
-                'fix the errors and check again',
-                NOT_CHECKED,
-            )
+            yield unopened
             return
         try:
             self.total = len(self.source.full)
@@ -143,13 +144,7 @@ class DataSetCheck:
                     explain(error),
                     'correct its files or settings',
                 )
-            yield Finding(
-                'samples',
-                self.source.key,
-                'no image was opened',
-                'fix the errors and check again',
-                NOT_CHECKED,
-            )
+            yield unopened
             return
         if not self.total and not _fatal(found):
             yield Finding(

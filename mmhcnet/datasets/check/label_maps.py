@@ -79,13 +79,8 @@ class LabelMaps(Annotations):
                 for folder, suffix in zip(folders, suffixes)
             ]
             for name in sorted(set(names) - set(stems[0])):
-                self.missing.add(os.path.join(folders[0], name + suffixes[0]))
-                yield Finding(
-                    'missing images',
-                    os.path.join(folders[0], name + suffixes[0]),
-                    f'is not there, and {self.dataset.ann_file} names it',
-                    'copy it there, or remove the line',
-                )
+                path = os.path.join(folders[0], name + suffixes[0])
+                yield self._missing_image(path, self.dataset.ann_file, 'remove the line')
         else:
             stems = [self._stems(folder, suffix) for folder, suffix in zip(folders, suffixes)]
         for folder, suffix, found, key in zip(folders, suffixes, stems, ('img', 'seg_map')):

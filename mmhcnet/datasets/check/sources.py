@@ -18,6 +18,8 @@ from mmengine.registry import DATASETS, TRANSFORMS
 
 from mmhcnet.cli.config import as_list, innermost_datasets
 
+from .findings import Finding
+
 Progress = Callable[[Sequence], Iterable]
 
 
@@ -172,6 +174,15 @@ class Annotations:
         self.dataset = source.lazy
         # Images that are named and not there, or that lack their label map.
         self.missing: set[str] = set()
+
+    def _missing_image(self, path: str, named_by: str, otherwise: str) -> Finding:
+        self.missing.add(path)
+        return Finding(
+            'missing images',
+            path,
+            f'is not there, and {named_by} names it',
+            f'copy it there, or {otherwise}',
+        )
 
 
 def sources_of(cfg: Config, split: str) -> list[Source]:
