@@ -51,17 +51,18 @@ def _count(model: nn.Module, run, image: Tensor) -> tuple[Complexity, Complexity
         run(image)
     before, after, *_ = totals
     # The counter takes a multiply-accumulate for two operations.
-    return tuple(
+    backbone, whole = (
         Complexity(sum(p.numel() for p in part.parameters()), flops // 2)
         for part, flops in ((model.backbone, after - before), (model, counter.get_total_flops()))
     )
+    return backbone, whole
 
 
 def _count_layer(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         # Its hooks, this function among them, are not to be called again.
         layer.forward(*inputs)
-    layer.total_ops += counter.get_total_flops() // 2
+    layer.get_buffer('total_ops').add_(counter.get_total_flops() // 2)
 
 
 #: For ``thop.profile(model, (image,), custom_ops=THOP_OPS)``, which counts layers of types that it
