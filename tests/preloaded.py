@@ -1,11 +1,11 @@
 """What the processes that tests fork have imported already: all but mmhcnet itself.
 
-That a tool imports what it needs is tested where processes are fresh ones, as in
-test_registration.py, test_from_outside.py and the runs of several ranks.
+That a tool imports what it needs is tested where processes are fresh ones: in test_registration.py,
+in test_from_outside.py, and where the fixture ``tool`` is told so.
 """
 
 import gc
-from contextlib import redirect_stdout, suppress
+from contextlib import suppress
 from importlib import import_module
 
 PARTS = ('datasets', 'engine', 'evaluation', 'models', 'visualization')
@@ -23,7 +23,7 @@ LIBRARIES = (
 
 for library in LIBRARIES:
     # The test that needs a library says what is wrong with it.
-    with suppress(Exception), redirect_stdout(None):
+    with suppress(Exception):
         import_module(library)
 
 # mmengine collects garbage at each data set that it builds, and need not look at all of this.
