@@ -21,8 +21,8 @@ def vheat():
 
 
 # HcNet: three convolutions outside of blocks, and in each of two blocks a stencil, three
-# convolutions and a linear layer. vHeat: five convolutions, and four linear layers in each block; its
-# transforms are no layers.
+# convolutions and a linear layer. vHeat: five convolutions, and four linear layers in each
+# block; its transforms are no layers.
 @pytest.mark.parametrize('make, count', [(hcnet, 13), (vheat, 13)])
 def test_layers_in_int8(make, count):
     pytest.importorskip('torchao', reason='torchao is not installed: make test-deploy')
