@@ -61,10 +61,10 @@ def gradients(model, parameters, x):
     return outs, torch.autograd.grad(loss, [x, *parameters])
 
 
-def with_gradients(name, size):
+def with_gradients(name, size, **more):
     """A model in float32, its parameters, an image, and what :func:`gradients` gives for them."""
     cls, settings = MODELS[name]
-    model = cls(**settings).train()
+    model = cls(**dict(settings, **more)).train()
     parameters = list(model.parameters())
     x = torch.randn(2, 3, *size)
     return model, parameters, x, gradients(model, parameters, x)
@@ -343,6 +343,11 @@ def test_global_hooks_see_every_layer(cls, arch, block_forms):
     assert set(block_forms) == {'fused'}
 
 
+def of_two_stages(arch):
+    """Where each stage takes seconds to trace."""
+    return dict(arch, embed_dims=[16, 24], depths=[1, 2])
+
+
 @compiles
 @pytest.mark.parametrize(
     'name',
@@ -356,7 +361,8 @@ def test_global_hooks_see_every_layer(cls, arch, block_forms):
     ],
 )
 def test_compiles_as_one_graph_(name):
-    model, parameters, x, eager = with_gradients(name, (48, 40))
+    arch = of_two_stages(MODELS[name][1]['arch'])
+    model, parameters, x, eager = with_gradients(name, (48, 40), arch=arch, out_indices=(0, 1))
     torch._dynamo.reset()
     compiled = gradients(torch.compile(model, backend='aot_eager', fullgraph=True), parameters, x)
     assert_alike(compiled, eager, 1e-5)
@@ -365,7 +371,7 @@ def test_compiles_as_one_graph_(name):
 @compiles
 @families
 def test_compiled_blocks_train_under_autocast(cls, arch):
-    model = small(cls, arch).train()
+    model = cls(of_two_stages(arch), out_indices=(1,)).train()
     parameters, x = list(model.parameters()), torch.randn(2, 3, 48, 40)
 
     def run():
@@ -388,7 +394,7 @@ def test_compiled_blocks_train_under_autocast(cls, arch):
 @families
 def test_a_traced_model_trains_under_autocast(cls, arch):
     """Run by torch itself: each operation gets the dtypes that tracing took it to have."""
-    model = small(cls, arch).train()
+    model = cls(of_two_stages(arch), out_indices=(1,)).train()
     parameters, x = list(model.parameters()), torch.randn(2, 3, 48, 40)
     torch._dynamo.reset()
     traced = torch.compile(model, backend='eager')

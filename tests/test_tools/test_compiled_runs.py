@@ -11,6 +11,20 @@ from mmhcnet.cli.errors import import_task
 from .conftest import CONFIGS, ROOT
 
 
+def use_two_stages(model, task):
+    """Give a model a backbone of half the stages: each of them takes seconds to compile."""
+    dims = model.backbone.arch['embed_dims'][:2]
+    model.backbone.arch = dict(embed_dims=dims, depths=[1, 2])
+    model.backbone.out_indices = (0, 1)
+    if task == 'classification':
+        model.backbone.out_indices, model.head.in_channels = (1,), dims[1]
+    elif task == 'detection':
+        model.neck.in_channels = dims
+    else:
+        model.decode_head.update(in_channels=dims, in_index=[0, 1])
+        model.auxiliary_head.update(in_channels=dims[1], in_index=1)
+
+
 @pytest.fixture
 def one_rank(tmp_path, monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
@@ -38,6 +52,7 @@ def run(task, digits, tmp_path):
             },
             str(tmp_path / name),
         )
+        use_two_stages(cfg.model, task)
         if task == 'detection':
             # Images of many sizes.
             scales = [(96, 96), (128, 128), (160, 160), (192, 192)]
@@ -82,7 +97,7 @@ def test_losses_and_exact_resume(task, run, tmp_path):
     losses, weights, change, log = run('compiled', 4, compiling=True)
     assert len(losses) == 4 and losses == pytest.approx(plain, rel=1e-4)
     assert (change - wanted).norm() < 1e-2 * wanted.norm()
-    assert log.count('--compile: 4 compilations for 5 blocks took ') == 1
+    assert log.count('--compile: 2 compilations for 3 blocks took ') == 1
     # As in another process.
     torch._dynamo.reset()
     middle = str(tmp_path / 'compiled' / 'iter_2.pth')
@@ -108,7 +123,7 @@ def test_with_accumulation_moving_average_and_distributed(task, run, traced, one
     )
     plain, weights, _, _ = run('plain', 4, compiling=False, **settings)
     losses, compiled_weights, _, log = run('compiled', 4, compiling=True, **settings)
-    assert '--compile: 4 compilations for 5 blocks took ' in log
+    assert '--compile: 2 compilations for 3 blocks took ' in log
     assert losses == pytest.approx(plain, rel=1e-6)
     assert all(torch.allclose(weights[key], compiled_weights[key], atol=1e-6) for key in weights)
 
