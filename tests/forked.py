@@ -1,6 +1,7 @@
 """Scripts in processes that are forked from one which has imported the libraries already."""
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import runpy
@@ -16,6 +17,22 @@ import psutil
 
 from .processes import SECONDS, variables
 
+# What the tools import but mmhcnet: nearly all of the 5 seconds of a tool's start. That they import
+# what they need is tested where processes are fresh ones: in test_registration.py, in
+# test_from_outside.py, and where the fixture `tool` is told so.
+PARTS = ('datasets', 'engine', 'evaluation', 'models', 'visualization')
+LIBRARIES = (
+    'matplotlib.pyplot',
+    'mmcv.ops',
+    'mmengine.runner',
+    'pycocotools.mask',
+    'scipy.optimize',
+    'sklearn.gaussian_process',
+    'torch._dynamo',
+    'torchvision',
+    *(f'{task}.{part}' for task in ('mmpretrain', 'mmdet', 'mmseg') for part in PARTS),
+)
+
 
 def _run(script, args, cwd, env, out, err):
     """Of the process: what Python does for ``python script args``."""
@@ -24,6 +41,8 @@ def _run(script, args, cwd, env, out, err):
         os.dup2(file, number)
         os.close(file)
     faulthandler.enable()
+    # mmengine collects garbage at each data set that it builds, and need not look at the libraries.
+    gc.freeze()
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)
@@ -68,7 +87,7 @@ def run_forked(script, args, cwd, env=None, seconds=SECONDS, ranks=None):
     """
     command = [str(script), *map(str, args)]
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([f'{__package__}.preloaded'])
+    context.set_forkserver_preload(list(LIBRARIES))
     env = variables(env)
     end = time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
