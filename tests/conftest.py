@@ -48,16 +48,6 @@ def libraries_are_no_garbage(frozen):
 
 
 @pytest.fixture(autouse=True)
-def frozen_objects():
-    """What is here before a test, half a million objects of OpenMMLab, is not looked at again.
-
-    mmengine's data sets collect garbage when they are built, which takes 0.3 s each otherwise.
-    """
-    gc.collect()
-    gc.freeze()
-
-
-@pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)
 
