@@ -36,6 +36,9 @@ LIBRARIES = (
 
 def _run(script, args, cwd, env, out, err):
     """Of the process: what Python does for ``python script args``."""
+    # What the libraries have printed and the server has not yet written is not of the script.
+    sys.stdout.flush()
+    sys.stderr.flush()
     for path, number in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(file, number)
