@@ -24,6 +24,7 @@ TRIED = (
     'torchvision',
     'cv2',
     'pkg_resources',
+    'distutils',
     'mmengine',
     'mmcv',
     'mmcv.ops',
@@ -38,6 +39,7 @@ TRIED = (
 DISTRIBUTIONS = {
     'PIL': 'pillow',
     'cv2': 'opencv-python-headless',
+    'distutils': 'setuptools',  # Python had it until 3.11, and mmengine's Runner imports it
     'imgaug': 'imaug==0.4.3',  # imgaug itself does not run on numpy 2
     'skimage': 'scikit-image',
     'sklearn': 'scikit-learn',

@@ -117,8 +117,11 @@ def new_environment(tmp_path_factory):
         code = "import sysconfig; print(sysconfig.get_path('purelib'))"
         packages = run([python, '-c', code], check=True).stdout.strip()
         # A folder named in a .pth file comes last, and its own .pth files are not read: so an
-        # editable install of mmhcnet in this environment is not seen.
-        Path(packages, 'outer.pth').write_text(sysconfig.get_path('purelib'))
+        # editable install of mmhcnet in this environment is not seen. But one of them is needed:
+        # mmengine imports distutils, which Python 3.12 no longer has and setuptools brings.
+        outer = Path(sysconfig.get_path('purelib'))
+        distutils = (outer / 'distutils-precedence.pth').read_text()
+        Path(packages, 'outer.pth').write_text(f'{outer}\n{distutils}\n')
         pip = [sys.executable, '-m', 'pip', '--python', python, 'install', *OFFLINE]
         run([*pip, *what], check=True)
         return python

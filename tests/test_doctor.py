@@ -215,6 +215,12 @@ def test_nothing_is_wrong_with_either_stack(versions):
             'skimage is not installed',
             r'^pip install scikit-image$',
         ),
+        (
+            ONEDL,
+            {'distutils': "ModuleNotFoundError: No module named 'distutils'"},
+            'distutils is not installed',
+            r'^pip install setuptools$',
+        ),
         # missing packages
         (
             {'torch': '2.10.0'},
