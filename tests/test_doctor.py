@@ -327,6 +327,7 @@ WORKING = dict.fromkeys(
         'torch',
         'torchvision',
         'cv2',
+        'distutils',
         'mmengine',
         'mmcv',
         'mmcv.ops',
