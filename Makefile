@@ -5,7 +5,7 @@
 # make test-faults   kills and hostile files: the long part of the fault-injection suite
 # make lint   form, spelling and types of the code
 # make docs   the documentation, at http://127.0.0.1:8000
-# make test-deploy   peft, openvino, nncf, torchao and thop, which it installs (350 MB), and AOTInductor
+# make test-deploy   peft, openvino, nncf, torchao and thop, which it installs (380 MB), and AOTInductor
 # make env    only the environment that both need
 # The first run makes the environment, in about 10 minutes (tools/setup_env.py); later ones use it.
 
