@@ -187,12 +187,12 @@ def draw_rates(heats: dict[str, Heat], out: Path) -> None:
     if fourier:
         bottom.fill_between(
             numbers,
-            [numbers.min() for numbers in fourier],
-            [numbers.max() for numbers in fourier],
+            [layer.min() for layer in fourier],
+            [layer.max() for layer in fourier],
             alpha=0.3,
             label='all channels',
         )
-        bottom.plot(numbers, [numbers.median() for numbers in fourier], marker='o', label='median')
+        bottom.plot(numbers, [layer.median() for layer in fourier], marker='o', label='median')
         bottom.axhline(1, color='tab:red', ls='--', label='limit of stability')
         bottom.set(xlabel='conduction layer', ylabel='k·Σw (dimensionless)')
         bottom.legend()

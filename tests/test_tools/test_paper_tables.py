@@ -41,7 +41,8 @@ def row_of(name, arguments):
 
 def test_the_peers_prove_the_counter(tables):
     rows = [row_named(tables, task, name) for task, name in PEERS]
-    for row, _, model in tables.measure(rows):
+    (measured,) = tables.measure(rows)
+    for row, _, model in measured:
         assert model.params / 1e6 == pytest.approx(row.params, rel=0.015)
         assert model.macs / 1e9 == pytest.approx(row.macs, rel=0.015)
         assert row_of(row.name, row.arguments) == (
@@ -51,9 +52,8 @@ def test_the_peers_prove_the_counter(tables):
 
 
 def test_hcnet_t_of_the_published_code(tables):
-    ((row, _, model),) = tables.measure(
-        [row_named(tables, 'CLASSIFIERS', 'HcNet-T, isotropic stencil')]
-    )
+    rows = [row_named(tables, 'CLASSIFIERS', 'HcNet-T, isotropic stencil')]
+    ((row, _, model),) = tables.measure(rows)[0]
     assert (f'{model.params / 1e6:.1f}', f'{model.macs / 1e9:.2f}') == ('28.4', '4.15')
     assert row_of(row.name, row.arguments) == ('28.42 M', '4.15 G')
 

@@ -5,6 +5,7 @@ computed but shapes, so all of it takes a few minutes on one CPU core.
 """
 
 import argparse
+import itertools
 import logging
 import warnings
 from pathlib import Path
@@ -227,27 +228,16 @@ FILTERS = [
 ]
 
 
-TABLES = (
-    CLASSIFIERS,
-    DETECTORS,
-    SEGMENTORS,
-    VHEAT_CLASSIFIERS,
-    VHEAT_DETECTORS,
-    VHEAT_SEGMENTORS,
-    CONDUCTIVITIES,
-    FILTERS,
-)
-
-
-def measure(rows: list[Row]) -> list[Measured]:
+def measure(*tables: list[Row]) -> list[list[Measured]]:
+    """The rows of each table, measured; those with the same arguments are counted once."""
     counted = {}
-    for row in rows:
+    for row in itertools.chain(*tables):
         if row.arguments not in counted:
             config = row.config if '::' in row.config else str(ROOT / row.config)
             cfg = load_config(stock_config(config), row.options, work_dir=None)
             shape = SHAPES[cfg.default_scope]
             counted[row.arguments] = count_complexity(cfg, shape, folded=row.folded)
-    return [Measured(row, *counted[row.arguments]) for row in rows]
+    return [[Measured(row, *counted[row.arguments]) for row in rows] for rows in tables]
 
 
 def beside(value: float, published: float | None, unit: str) -> str:
@@ -386,17 +376,18 @@ def about_ablations(rows: list[Measured], filters: list[Measured]) -> str:
 
 
 def document() -> str:
-    measured = iter(measure([row for rows in TABLES for row in rows]))
-    (
-        classifiers,
-        detectors,
-        segmentors,
-        vheat,
-        vheat_det,
-        vheat_seg,
-        conductivities,
-        filters,
-    ) = ([next(measured) for _ in rows] for rows in TABLES)
+    classifiers, detectors, segmentors, vheat, vheat_det, vheat_seg, conductivities, filters = (
+        measure(
+            CLASSIFIERS,
+            DETECTORS,
+            SEGMENTORS,
+            VHEAT_CLASSIFIERS,
+            VHEAT_DETECTORS,
+            VHEAT_SEGMENTORS,
+            CONDUCTIVITIES,
+            FILTERS,
+        )
+    )
     return f'''# The papers' tables, published and measured
 
 Written by `python tools/analysis_tools/paper_tables.py --out docs/paper_tables.md`; do not edit.
